@@ -1,0 +1,84 @@
+"""Who may ask: HTTP basic authentication, and a secret in the path.
+
+Label Studio sends its credentials with every call but the ordinary webhooks, which carry none. A
+secret path (``EDGESAM_URL_SECRET``) reaches those too, since Label Studio derives the webhook's
+address from the backend's. With both set, the secret path alone admits an ordinary webhook, and
+everything that Label Studio sends credentials for still needs them, START_TRAINING included.
+``/health`` and ``/ready`` are open to whoever knows the path: they tell nothing worth hiding.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass, field
+
+from flask import Request
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
+
+_OPEN_ROUTES = frozenset({"health", "ready"})
+_SECRET = re.compile(r"[A-Za-z0-9._~-]{8,200}")
+
+
+@dataclass(frozen=True)
+class AuthSettings:
+    """Credentials that callers must bring; none by default."""
+
+    basic_auth_user: str | None = None
+    """User name that Label Studio is to send (`basic_auth_user` of the backend there)."""
+    basic_auth_pass: str | None = field(default=None, repr=False)
+    """Password that goes with it."""
+    url_secret: str | None = field(default=None, repr=False)
+    """Puts every route under `/<secret>/`; letters, digits and `. _ ~ -`, at least 8."""
+
+    def __post_init__(self) -> None:
+        """Refuse half a pair of credentials and a secret that is no path."""
+        if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
+            raise ValueError(
+                "basic_auth_user and basic_auth_pass belong together: set both or neither."
+            )
+        if self.url_secret is not None and not _SECRET.fullmatch(self.url_secret):
+            raise ValueError(
+                "url_secret should have 8 to 200 letters, digits, dots, dashes, tildes or "
+                "underscores."
+            )
+
+    @property
+    def url_prefix(self) -> str:
+        """What stands before every route."""
+        return f"/{self.url_secret}" if self.url_secret else ""
+
+
+def check_request(request: Request, route: str, settings: AuthSettings) -> None:
+    """Let a request pass or refuse it.
+
+    Args:
+        request: The request.
+        route: Name of the route that will answer it, ``health`` for example.
+        settings: What callers must bring.
+
+    Raises:
+        Unauthorized: Credentials are asked for and these are none, or wrong ones.
+    """
+    if route in _OPEN_ROUTES or (route == "webhook" and settings.url_secret):
+        return
+    check_credentials(request, settings)
+
+
+def check_credentials(request: Request, settings: AuthSettings) -> None:
+    """Compare the credentials of a request in constant time.
+
+    Raises:
+        Unauthorized: They are asked for and these are none, or wrong ones.
+    """
+    if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+        return
+    given = request.authorization
+    user = (given.username if given else None) or ""
+    password = (given.password if given else None) or ""
+    # Both are always compared, so that the time taken does not tell which one is wrong.
+    user_fits = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
+    password_fits = hmac.compare_digest(password.encode(), settings.basic_auth_pass.encode())
+    if not (user_fits and password_fits):
+        raise Unauthorized(www_authenticate=WWWAuthenticate("basic", {"realm": "EdgeSAM"}))

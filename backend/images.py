@@ -1,0 +1,310 @@
+"""Task data to image bytes: whatever a task may call an image, fetched within limits and kept.
+
+The step before ``edgesam_core/image.py``: an address goes in, bytes and their sha256 come out. Files
+of Label Studio are asked for with its token, cloud files through its presign call, all others
+without any token and from public hosts only, unless the operator named the host. Redirects are
+followed here by hand, and each hop is judged anew. Bytes stay on disk (image_cache.py), and for ten
+minutes an address is believed to mean the same bytes; after that the host is asked whether they
+have changed. It does not decode pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urljoin
+from weakref import WeakValueDictionary
+
+from urllib3.util import parse_url
+
+from backend.image_cache import ImageCache, Way
+from backend.label_studio import CLOUD_SCHEMES, LabelStudioClient, is_file_path, is_loopback
+from backend.safe_http import Deadline, HttpAnswer, origin_of, read_url, send
+from edgesam_core.errors import EdgeSamError, ImageError, ImageTooLarge, UpstreamError
+
+MAX_REDIRECTS = 5
+BELIEVED_S = 600.0
+"""How long an address is taken to mean the same bytes without asking its host again."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_SIGNATURE = re.compile(r"x-(amz|goog)-", re.IGNORECASE)
+_SIGNATURE_OF_A_FILE = frozenset(
+    "token access_token signature expires awsaccesskeyid googleaccessid key-pair-id policy "
+    "sig sv ss srt sr sp se st spr skoid sktid skt ske sks skv".split()
+)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What may be fetched, how much of it, and where it is kept."""
+
+    cache_dir: Path | None = None
+    # Folder of its own for fetched images; None: every cold click fetches again.
+    cache_bytes: int = 2 * 1024**3
+    # Disk space for it; the longest unused images go first.
+    max_bytes: int = 100 * 1000**2
+    # Largest file that is fetched.
+    max_pixels: int = 100 * 1000**2
+    # Largest image that is opened, width times height.
+    timeout_s: float = 30.0
+    # Seconds for one image, redirects and all; below the 100 s that Label Studio waits.
+    allowed_hosts: tuple[str, ...] = ()
+    # Hosts (``host`` or ``host:port``) that may lie at private addresses.
+
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through.
+
+        Raises:
+            ValueError: With the name of the field.
+        """
+        for name in ("max_bytes", "max_pixels", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}.")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be 0 (no cache) or more, not {self.cache_bytes}.")
+        hosts = tuple(host.strip().lower() for host in self.allowed_hosts if host.strip())
+        if wrong := [host for host in hosts if "/" in host or "@" in host]:
+            raise ValueError(
+                f"allowed_hosts takes names such as minio or minio:9000, not {wrong[0]}."
+            )
+        object.__setattr__(self, "allowed_hosts", hosts)
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """A file as it was fetched, not yet opened, and the sha256 of its bytes in hex."""
+
+    data: bytes
+    sha256: str
+
+
+class ImageLoader:
+    """Fetches images and keeps them; thread-safe, one fetch per address at a time."""
+
+    def __init__(
+        self,
+        settings: ImageSettings,
+        label_studio: LabelStudioClient,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Fetches nothing yet.
+
+        Args:
+            settings: Limits, allowed hosts, cache.
+            label_studio: Where its own files come from.
+            clock: Seconds since the epoch, shared with the other processes of one cache.
+        """
+        self._settings = settings
+        self._label_studio = label_studio
+        self._clock = clock
+        self._cache: ImageCache | None = None
+        if settings.cache_dir and settings.cache_bytes:
+            self._cache = ImageCache(settings.cache_dir, settings.cache_bytes)
+        self._in_flight: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._in_flight_guard = threading.Lock()
+
+    def key(self, uri: str, task_id: int | None = None) -> str | None:
+        """The sha256 of the image, if it is still believed without asking; no bytes are read.
+
+        None: call ``fetch``. ``data:`` URIs are always None, since their bytes are at hand.
+        """
+        if self._cache is None or _is_data_uri(uri):
+            return None
+        way = self._cache.way(self._address(uri, task_id)[0])
+        return way.sha256 if way and self._is_believed(way) else None
+
+    def fetch(self, uri: str, *, task_id: int | None = None) -> ImageBytes:
+        """The bytes of an image.
+
+        Args:
+            uri: As task data has it: a path in Label Studio, a cloud, http(s) or data URI.
+            task_id: The task it belongs to; Label Studio resolves cloud URIs for it.
+
+        Raises:
+            ImageError: Not an address, not an image's, or nothing there.
+            ImageTooLarge: Over ``max_bytes``.
+            HostRefused: A private host that is not named in ``allowed_hosts``.
+            UpstreamTimeout: Not done within ``timeout_s``.
+            UpstreamError: Label Studio or the host refused or failed.
+        """
+        if _is_data_uri(uri):
+            data = read_data_uri(uri, self._settings.max_bytes)
+            return ImageBytes(data, hashlib.sha256(data).hexdigest())
+        name, url = self._address(uri, task_id)
+        with self._in_flight_guard:
+            one_at_a_time = self._in_flight.setdefault(name, threading.Lock())
+        with one_at_a_time:
+            return self._fetch(name, url)
+
+    def _fetch(self, name: str, url: str) -> ImageBytes:
+        cache = self._cache
+        way = cache.way(name) if cache else None
+        kept = cache.load(way.sha256) if cache and way else None
+        if way and kept is not None and self._is_believed(way):
+            return ImageBytes(kept, way.sha256)
+        etag = way.etag if way and kept is not None else None
+        answer = self._download(url, etag)
+        if answer.status == 304 and cache and way and kept is not None:
+            cache.remember(name, Way(way.sha256, way.etag, self._clock()))
+            return ImageBytes(kept, way.sha256)
+        data = answer.body
+        if not data:
+            raise ImageError("The image is empty. Upload it again.")
+        if data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise ImageError(
+                "The image's address leads to a web page. Use the address of the image itself, one "
+                "that opens without logging in."
+            )
+        sha256 = hashlib.sha256(data).hexdigest()
+        if cache:
+            cache.store(data, sha256)
+            cache.remember(name, Way(sha256, answer.headers.get("ETag"), self._clock()))
+        return ImageBytes(data, sha256)
+
+    def _is_believed(self, way: Way) -> bool:
+        # A clock that was set back must not make an address believed for ever.
+        return 0 <= self._clock() - way.checked_utc < BELIEVED_S
+
+    def _address(self, uri: str, task_id: int | None) -> tuple[str, str]:
+        """The name under which the image is kept, and the address to ask."""
+        uri = uri.strip() if isinstance(uri, str) else ""
+        scheme = uri.partition("://")[0].lower() if "://" in uri else ""
+        if scheme in CLOUD_SCHEMES:
+            if task_id is None:
+                raise ImageError(
+                    "An image in cloud storage can only be fetched for a task of Label Studio, "
+                    "and the request names no task. Send the task's id."
+                )
+            return uri, self._label_studio.presign(task_id, uri)
+        if not scheme:
+            if not is_file_path("/" + uri.lstrip("/")) and not uri.startswith("/"):
+                raise ImageError(
+                    "The task has no usable address for its image. Use http, https, s3, gs, "
+                    "azure-blob, a data URI or a file uploaded to Label Studio."
+                )
+            url = self._label_studio.resolve(uri)
+        else:
+            parts = read_url(uri)
+            url = self._label_studio.resolve(uri)
+            # Label Studio writes its own idea of its address into tasks from local storages, and
+            # that is often localhost, where the backend sees only itself.
+            if is_file_path(parts.path or "") and is_loopback(uri) and not self._is_named(url):
+                url = self._label_studio.resolve(parts.request_uri)
+        return without_signature(url), url
+
+    def _is_named(self, url: str) -> bool:
+        """Whether the operator named this address's host, or it is Label Studio's origin."""
+        origin = origin_of(read_url(url))
+        _, host, port = origin
+        named = self._settings.allowed_hosts
+        return origin == self._label_studio.origin or host in named or f"{host}:{port}" in named
+
+    def _download(self, url: str, etag: str | None) -> HttpAnswer:
+        """The answer at the end of the redirects: 2xx with the bytes, or 304 where ``etag`` fits."""
+        limits = {
+            "deadline": Deadline(self._settings.timeout_s),
+            "max_bytes": self._settings.max_bytes,
+            "headers": {"If-None-Match": etag} if etag else {},
+        }
+        for _ in range(MAX_REDIRECTS + 1):
+            own = self._label_studio.owns(url)
+            if own:
+                answer = self._label_studio.send(url, **limits)
+            else:
+                answer = send("GET", read_url(url), private_allowed=self._is_named(url), **limits)
+            if 200 <= answer.status < 300 or (answer.status == 304 and etag):
+                return answer
+            location = answer.headers.get("Location", "")
+            to_login = own and "/user/login" in location
+            if answer.status not in _REDIRECTS or not location or to_login:
+                raise self._label_studio.explain(answer) if own else _explain(url, answer.status)
+            if _is_data_uri(location):
+                data = read_data_uri(location, self._settings.max_bytes)
+                return HttpAnswer(200, answer.headers, data)
+            url = urljoin(url, location)
+        raise UpstreamError(
+            f"The image's address was sent on more than {MAX_REDIRECTS} times. "
+            "Use the address at which it ends."
+        )
+
+
+def read_data_uri(uri: str, max_bytes: int) -> bytes:
+    """The bytes inside a ``data:`` URI, base64 or percent-encoded (RFC 2397).
+
+    Raises:
+        ImageError: Cut off or not base64.
+        ImageTooLarge: Over ``max_bytes``.
+    """
+    head, comma, payload = uri.strip().partition(",")
+    is_base64 = head.lower().endswith(";base64")
+    if len(payload) * (3 / 4 if is_base64 else 1 / 3) > max_bytes + 3:
+        raise ImageTooLarge(
+            f"The image inside the task is larger than {max_bytes / 1e6:g} MB. "
+            "Make it smaller, or raise EDGESAM_IMAGE_MAX_BYTES."
+        )
+    data = unquote_to_bytes(payload)
+    if is_base64:
+        data = b"".join(data.split())
+        try:
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        except binascii.Error as exc:
+            raise ImageError(
+                "The image inside the task (a data URI) is damaged. Import the task again."
+            ) from exc
+    if not comma or not data:
+        raise ImageError("The image inside the task (a data URI) is empty. Import the task again.")
+    return data
+
+
+def without_signature(url: str) -> str:
+    """An address without what changes each time it is signed, so that it names the same image.
+
+    Amazon's and Google's signature fields are unmistakable. Others (``token``, ``sig``, ...) could
+    as well choose the image, so they are taken out only where the path already ends in a file name
+    of an image.
+    """
+    parts = parse_url(url)
+    names_image = (parts.path or "").lower().endswith(_IMAGE_ENDINGS)
+
+    def is_signature(field: str) -> bool:
+        name = field.partition("=")[0]
+        if _SIGNATURE.match(name):
+            return True
+        return names_image and name.lower() in _SIGNATURE_OF_A_FILE
+
+    fields = [field for field in (parts.query or "").split("&") if field]
+    kept = "&".join(field for field in fields if not is_signature(field))
+    return parts._replace(query=kept or None, fragment=None).url
+
+
+def _is_data_uri(uri: str) -> bool:
+    return isinstance(uri, str) and uri[:16].lstrip()[:5].lower() == "data:"
+
+
+def _explain(url: str, status: int) -> EdgeSamError:
+    """What a refusal of a host that is not Label Studio means, and the cure."""
+    parts = read_url(url)
+    host = origin_of(parts)[1]
+    if status in (401, 403):
+        cure = "Check that its address opens without logging in."
+        if is_file_path(parts.path or ""):
+            cure = "If that is your Label Studio, set LABEL_STUDIO_URL to it."
+        elif parts.query:
+            cure = "If its address is signed, the signature may have run out: import it again."
+        return UpstreamError(f"{host} does not give the image away (status {status}). {cure}")
+    if status in (404, 410):
+        return ImageError(f"{host} has no such image. Correct its address in the task.")
+    if status == 429:
+        return UpstreamError(f"{host} asks for fewer requests. Wait a moment and try again.")
+    if status >= 500:
+        return UpstreamError(f"{host} failed with an error of its own ({status}). Try again later.")
+    return UpstreamError(f"{host} answered with status {status} instead of an image.")

@@ -1,0 +1,325 @@
+"""Label Studio as this backend asks it: where things lie, with which token, and what an error means.
+
+Task data names files in Label Studio's own way (``/data/upload/...``, ``s3://...``); here they turn
+into addresses. The token goes to the origin of ``LABEL_STUDIO_URL`` and nowhere else: what a task
+or ``/setup`` claims about Label Studio's address is not believed. Every refusal becomes a sentence
+that says where to look. It reads no images (images.py).
+
+The paths were read in label-studio 1.23.2: ``io_storages/urls.py``, ``proxy_api.py``,
+``jwt_auth/views.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+from urllib3.util import Url, parse_url
+
+from backend.access_token import AccessToken, claims, is_personal
+from backend.safe_http import Deadline, HttpAnswer, Origin, origin_of, read_url, send
+from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError, UpstreamTimeout
+
+CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
+"""Storages whose files Label Studio resolves for a task."""
+
+_FILE_PATH = re.compile(
+    r"/(data/(upload|local-files)|storage-data/uploaded|tasks/\d+/(resolve|presign))/"
+)
+_JSON_BYTES = 64 * 1024 * 1024
+
+_GET_TOKEN = (
+    "Create one in Label Studio under Account & Settings > Personal Access Token "
+    "and start the backend with LABEL_STUDIO_API_KEY=<token>."
+)
+MISSING_TOKEN = f"Label Studio asks for a token. {_GET_TOKEN}"
+LEGACY_DISABLED = (
+    f"Label Studio no longer accepts legacy tokens, and LABEL_STUDIO_API_KEY is one. {_GET_TOKEN}"
+)
+LEGACY_REFUSED = (
+    "Label Studio refused the legacy token in LABEL_STUDIO_API_KEY. Compare it with Account & "
+    "Settings > Access Token, or use a personal access token from the same page."
+)
+PERSONAL_EXPIRED = (
+    f"The personal access token in LABEL_STUDIO_API_KEY has expired. {_GET_TOKEN}"
+)
+PERSONAL_REVOKED = (
+    f"The personal access token in LABEL_STUDIO_API_KEY was revoked. {_GET_TOKEN}"
+)
+PERSONAL_REFUSED = (
+    "Label Studio refused the personal access token in LABEL_STUDIO_API_KEY: it was cut off, or "
+    f"belongs to another Label Studio. {_GET_TOKEN}"
+)
+ACCESS_REFUSED = (
+    "Label Studio refused the access token that it had just given out. Ask its owner to enable "
+    "personal access tokens under Organization > API Tokens Settings."
+)
+MOVED = (
+    "Label Studio sends callers of LABEL_STUDIO_URL on to another address, and the token does not "
+    "follow. Set LABEL_STUDIO_URL to the address that the browser shows in the end."
+)
+
+
+@dataclass(frozen=True)
+class LabelStudioSettings:
+    """Where Label Studio is and how to be let in."""
+
+    url: str = "http://localhost:8080"
+    # Scheme, host, port and path prefix, as the backend reaches it.
+    api_key: str | None = field(default=None, repr=False)
+    # Personal access token or legacy token; None: only what needs no token can be fetched.
+    timeout_s: float = 10.0
+    # Seconds for one question about tokens, projects and tasks; images have their own limit.
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be asked.
+
+        Raises:
+            ValueError: With the name of the field.
+        """
+        try:
+            parts = read_url(self.url)
+        except ImageError as exc:
+            raise ValueError(
+                "LABEL_STUDIO_URL must be an http or https address, such as http://localhost:8080."
+            ) from exc
+        if parts.query or parts.fragment or parts.auth:
+            raise ValueError("LABEL_STUDIO_URL must be an address without user, query or fragment.")
+        object.__setattr__(self, "url", self.url.strip().rstrip("/"))
+        object.__setattr__(self, "api_key", (self.api_key or "").strip() or None)
+
+
+class LabelStudioClient:
+    """Asks Label Studio, with its token; thread-safe, keeps no connection."""
+
+    def __init__(
+        self, settings: LabelStudioSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Sends nothing yet.
+
+        Args:
+            settings: Address and token.
+            clock: For the access token's lifetime; seconds, never going back.
+        """
+        self._settings = settings
+        parts = read_url(settings.url)
+        self.origin: Origin = origin_of(parts)
+        self._prefix = (parts.path or "").rstrip("/")
+        self._root = f"{parts.scheme}://{parts.netloc}"
+        self._token = AccessToken(settings.api_key, self._exchange_token, clock)
+
+    @property
+    def token_kind(self) -> str:
+        """What kind of token this is, for people: "legacy token", for instance."""
+        if not self._settings.api_key:
+            return "no token"
+        return "personal access token" if is_personal(self._settings.api_key) else "legacy token"
+
+    def authorization(self) -> dict[str, str]:
+        """The header that lets a request in; empty without a token.
+
+        Raises:
+            UpstreamError: The personal access token was refused.
+        """
+        return self._token.header()
+
+    def owns(self, url: str) -> bool:
+        """Whether an absolute address is Label Studio's own: origin and path prefix both fit."""
+        try:
+            parts = read_url(url)
+        except ImageError:
+            return False
+        path = unquote(parts.path or "/")
+        if origin_of(parts) != self.origin or ".." in path.split("/"):
+            return False
+        return path == self._prefix or path.startswith(self._prefix + "/")
+
+    def resolve(self, path_or_url: str) -> str:
+        """The absolute address of a path in Label Studio; other addresses as they are.
+
+        A path prefix is added where task data lacks it, also to a whole address of a file.
+        """
+        if path_or_url.startswith("/"):
+            return self._root + self._prefixed(path_or_url)
+        if "://" not in path_or_url:
+            return self._root + self._prefixed("/" + path_or_url)
+        parts = read_url(path_or_url)
+        if origin_of(parts) == self.origin and is_file_path(parts.path or ""):
+            return self._root + self._prefixed(parts.request_uri)
+        return path_or_url
+
+    def presign(self, task_id: int, uri: str) -> str:
+        """The address at which Label Studio hands over a cloud file of a task.
+
+        It redirects to the storage with a signature, or passes the bytes on itself, as the
+        storage's owner chose. Both ``/presign/`` and ``/resolve/`` exist; the former is the older.
+        """
+        encoded = base64.urlsafe_b64encode(uri.encode()).decode()
+        return self.resolve(f"/tasks/{int(task_id)}/presign/?" + urlencode({"fileuri": encoded}))
+
+    def send(
+        self,
+        url: str,
+        *,
+        deadline: Deadline,
+        max_bytes: int,
+        headers: Mapping[str, str] | None = None,
+    ) -> HttpAnswer:
+        """GET one of Label Studio's own addresses, with the token; redirects are not followed.
+
+        Raises:
+            UpstreamError: Unreachable, or the token could not be exchanged.
+            ImageTooLarge: The body is over ``max_bytes``.
+        """
+        assert self.owns(url), "the token is only for Label Studio"
+        parts = read_url(url)
+        authorization = self.authorization()
+        answer = self._send("GET", parts, deadline, max_bytes, {**(headers or {}), **authorization})
+        if answer.status == 401 and self._token.forget(authorization):
+            authorization = self.authorization()
+            answer = self._send(
+                "GET", parts, deadline, max_bytes, {**(headers or {}), **authorization}
+            )
+        return answer
+
+    def get_json(self, path: str, **query: str | int) -> Any:
+        """What Label Studio's API answers to a GET.
+
+        Raises:
+            UpstreamError: Any refusal, as a sentence.
+        """
+        url = self.resolve(path) + (f"?{urlencode(query)}" if query else "")
+        deadline = Deadline(self._settings.timeout_s)
+        answer = self.send(url, deadline=deadline, max_bytes=_JSON_BYTES)
+        if not 200 <= answer.status < 300:
+            raise self.explain(answer)
+        return self._json(answer)
+
+    def explain(self, answer: HttpAnswer) -> EdgeSamError:
+        """What an answer of Label Studio that is no success means, and the cure."""
+        status, said = answer.status, answer.body.decode(errors="replace")
+        if status in (301, 302, 303, 307, 308):
+            if "/user/login" in answer.headers.get("Location", ""):
+                return UpstreamError(self._refused(said))
+            return UpstreamError(MOVED)
+        if status == 401:
+            return UpstreamError(self._refused(said))
+        if status == 403 and "LOCAL_FILES_SERVING_ENABLED" in said:
+            return UpstreamError(
+                "Label Studio does not serve local files. "
+                "Start it with LOCAL_FILES_SERVING_ENABLED=true."
+            )
+        if status == 403 and not self._settings.api_key:
+            return UpstreamError(MISSING_TOKEN)
+        if status == 403:
+            return UpstreamError(
+                "The owner of the token in LABEL_STUDIO_API_KEY may not see this in Label Studio. "
+                "Give that user access to the project, or use the token of one who has it."
+            )
+        if status == 404:
+            return ImageError(
+                "Label Studio has no such file. Check that it still exists and, for cloud and "
+                "local files, that the project has a source storage that holds it."
+            )
+        if status == 424:
+            return UpstreamError(
+                "Label Studio could not read the file from its cloud storage. "
+                "Check the storage's credentials in the project's settings."
+            )
+        if status >= 500:
+            return UpstreamError(
+                f"Label Studio failed with an error of its own ({status}). "
+                "The file may be missing there; its log has the reason."
+            )
+        return UpstreamError(f"Label Studio answered with status {status}, which was not expected.")
+
+    def _prefixed(self, path: str) -> str:
+        bare = path.partition("?")[0]
+        inside = bare == self._prefix or bare.startswith(self._prefix + "/")
+        return path if inside else self._prefix + path
+
+    def _refused(self, said: str) -> str:
+        if not self._settings.api_key:
+            return MISSING_TOKEN
+        if is_personal(self._settings.api_key):
+            return ACCESS_REFUSED
+        return LEGACY_DISABLED if "legacy token" in said else LEGACY_REFUSED
+
+    def _exchange_token(self, personal: str) -> str:
+        answer = self._send(
+            "POST",
+            read_url(self.resolve("/api/token/refresh/")),
+            Deadline(self._settings.timeout_s),
+            _JSON_BYTES,
+            {"Content-Type": "application/json"},
+            json.dumps({"refresh": personal}).encode(),
+        )
+        if answer.status == 401:
+            if b"blacklisted" in answer.body:
+                raise UpstreamError(PERSONAL_REVOKED)
+            expiry = claims(personal).get("exp")
+            expired = isinstance(expiry, int | float) and expiry < time.time()
+            raise UpstreamError(PERSONAL_EXPIRED if expired else PERSONAL_REFUSED)
+        if not 200 <= answer.status < 300:
+            raise self.explain(answer)
+        access = self._json(answer).get("access")
+        if not isinstance(access, str) or not access:
+            raise UpstreamError(PERSONAL_REFUSED)
+        return access
+
+    def _send(
+        self,
+        method: str,
+        url: Url,
+        deadline: Deadline,
+        max_bytes: int,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+    ) -> HttpAnswer:
+        try:
+            return send(
+                method,
+                url,
+                deadline=deadline,
+                max_bytes=max_bytes,
+                private_allowed=True,
+                headers=headers,
+                body=body,
+            )
+        except UpstreamTimeout as exc:
+            raise UpstreamTimeout(
+                f"Label Studio took longer than {deadline.seconds:g} s to answer. Try again, and "
+                "look at its load if that does not help."
+            ) from exc
+        except UpstreamError as exc:
+            raise UpstreamError(
+                f"Label Studio cannot be asked at LABEL_STUDIO_URL. {exc.sentence} "
+                "Inside a container, localhost is the container itself.",
+                detail=exc.detail,
+            ) from exc
+
+    def _json(self, answer: HttpAnswer) -> Any:
+        try:
+            return json.loads(answer.body)
+        except ValueError as exc:
+            raise UpstreamError(
+                "What answers at LABEL_STUDIO_URL is not Label Studio. Correct the address; "
+                "a path prefix belongs to it."
+            ) from exc
+
+
+def is_file_path(path: str) -> bool:
+    """Whether a path is one under which Label Studio serves the files of tasks."""
+    return _FILE_PATH.match(path) is not None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address names the machine that asks, which in a container is the container."""
+    host = (parse_url(url).host or "").strip("[]").lower()
+    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -1,0 +1,78 @@
+"""What the operator sees at ``/metrics``: times, hits and errors, in Prometheus' form.
+
+Each application has a registry of its own, so that tests and plugins do not meet in a global one.
+Every label has a small fixed set of values; no id, address or label of a project ever is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from backend import logs
+
+CACHE_OUTCOMES = ("hit", "miss", "joined")
+"""An embedding was there; was encoded; another request was just encoding it."""
+
+_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 100)
+
+
+class Metrics:
+    """The counters of one application."""
+
+    def __init__(self) -> None:
+        """Register everything; counters whose labels are known start at zero."""
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "edgesam_request_seconds",
+            "Time to answer a request.",
+            ["route", "status"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self.stages = Histogram(
+            "edgesam_stage_seconds",
+            "Time spent in one stage of a click.",
+            ["stage"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self.embedding_cache = Counter(
+            "edgesam_embedding_cache",
+            "How a click found the embedding of its image.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in CACHE_OUTCOMES:
+            self.embedding_cache.labels(outcome)
+        self.errors = Counter(
+            "edgesam_errors",
+            "Answers that were an error, by its code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.model_info = Gauge(
+            "edgesam_model_info",
+            "The model that is served, as labels; always 1.",
+            ["name", "version"],
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, for the histogram and for the request's log line."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.stages.labels(name).observe(seconds)
+            stage_ms = logs.current().stage_ms
+            stage_ms[name] = stage_ms.get(name, 0.0) + seconds * 1000
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text form."""
+        return generate_latest(self.registry)

@@ -1,0 +1,307 @@
+"""Label Studio's context to prompts: which clicks and rectangles mean which object.
+
+``context.result`` holds the smart regions that the annotator has drawn and not yet accepted. This
+file says what they ask for, in percent of the image as they came; `ObjectPrompt.in_pixels` turns
+that into pixels once the size of the image is known. It looks at no image and runs no model.
+
+The rules, for regions of one object tag and one label:
+
+- all keypoints together are one prompt; each rectangle is a prompt, and a region, of its own;
+- one rectangle and keypoints are one prompt with both (the page never sends that, callers may);
+- several rectangles and keypoints: a keypoint belongs to the smallest rectangle around it, and
+  keypoints outside all of them make a prompt of their own;
+- a prompt without a rectangle or a positive click asks for nothing (`Prompts.negatives_only`);
+- only one picture of a ``valueList`` is answered, that of the tag's last region: Label Studio sends
+  the pending prompts of the other pages along.
+
+What may stand there and is no prompt: the ``labels`` half of a ``<Labels>`` pair (its words are
+taken), per-region choices and texts, and keypoint results that hold an accepted mask (an RLE and
+no coordinates).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgesam_core.arrays import LogitsMap, SizeHW
+from edgesam_core.decode import Prompt
+from edgesam_core.errors import ImageError, PromptError, RequestError
+from edgesam_core.geometry import percent_to_pixels, rectangle_percent_to_box
+
+_KEYPOINT_TYPES = ("keypointlabels", "keypoint")
+_RECTANGLE_TYPES = ("rectanglelabels", "rectangle")
+_MAX_REGIONS = 1000
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """A click in percent of the image."""
+
+    x_percent: float
+    y_percent: float
+    is_positive: bool
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A drawn box in percent of the image, turned clockwise about its top-left corner."""
+
+    x_percent: float
+    y_percent: float
+    width_percent: float
+    height_percent: float
+    rotation_degrees: float
+
+    def encloses(self, point: Keypoint) -> bool:
+        """Whether a click lies in the unturned rectangle."""
+        dx = point.x_percent - self.x_percent
+        dy = point.y_percent - self.y_percent
+        return 0 <= dx <= self.width_percent and 0 <= dy <= self.height_percent
+
+    @property
+    def area(self) -> float:
+        """In square percent."""
+        return self.width_percent * self.height_percent
+
+
+@dataclass(frozen=True)
+class PromptRegion:
+    """One smart region of the context."""
+
+    shape: Keypoint | Rectangle
+    to_name: str
+    labels: tuple[str, ...]
+    item_index: int | None
+    original_size_hw: SizeHW | None
+    # as the page saw the image; None where the caller did not say
+
+
+@dataclass(frozen=True)
+class ObjectPrompt:
+    """What was drawn for one object: points, or a box, or both."""
+
+    points: tuple[Keypoint, ...]
+    box: Rectangle | None
+    labels: tuple[str, ...]
+
+    @property
+    def asks_for_something(self) -> bool:
+        """False where there are only negative clicks: nothing to take away from."""
+        return self.box is not None or any(point.is_positive for point in self.points)
+
+    def in_pixels(self, original_size_hw: SizeHW, mask_input: LogitsMap | None = None) -> Prompt:
+        """The prompt in pixels of the original image.
+
+        Args:
+            original_size_hw: (height, width) after EXIF.
+            mask_input: Earlier logits to refine, see refinement.py.
+
+        Raises:
+            PromptError: A click or the box lies outside the image, or a number is none.
+        """
+        percents = [(point.x_percent, point.y_percent) for point in self.points]
+        coords = np.array(percents, dtype=np.float64).reshape(-1, 2)
+        box = self.box
+        return Prompt(
+            point_coords=percent_to_pixels(coords, original_size_hw),
+            point_labels=np.array([p.is_positive for p in self.points], dtype=np.float32),
+            box_xyxy=None
+            if box is None
+            else rectangle_percent_to_box(
+                box.x_percent,
+                box.y_percent,
+                box.width_percent,
+                box.height_percent,
+                box.rotation_degrees,
+                original_size_hw,
+            ),
+            mask_input=mask_input,
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a context asks for on one picture of one object tag."""
+
+    to_name: str
+    item_index: int | None
+    original_size_hw: SizeHW | None
+    objects: tuple[ObjectPrompt, ...]
+    # those that ask for something
+    negatives_only: bool
+    # there were clicks, all of them negative
+
+    def check_size(self, actual_hw: SizeHW) -> None:
+        """Refuse an image of another size than the one that the annotator sees.
+
+        Raises:
+            ImageError: A mask of it would be drawn askew, or break the page.
+        """
+        seen = self.original_size_hw
+        if seen is not None and seen != actual_hw:
+            raise ImageError(
+                f"The page shows the image with {seen[1]} x {seen[0]} pixels, the file has "
+                f"{actual_hw[1]} x {actual_hw[0]}. Reload the page; if it stays, the image was "
+                "replaced after the import: import the task again."
+            )
+
+
+def read_prompts(context: Mapping[str, Any] | None) -> list[Prompts]:
+    """Read the prompts of a request.
+
+    Args:
+        context: ``params.context`` of the request, or None.
+
+    Returns:
+        One item for each object tag that was drawn on (the page sends one at a time); empty where
+        nothing was drawn: no context, no result, or no prompt among the results.
+
+    Raises:
+        RequestError: The context is not built as Label Studio's.
+        PromptError: A region of a type that is no prompt, one that cannot be read, or one that
+            lies outside the image.
+    """
+    results = (context or {}).get("result")
+    if results is None:
+        return []
+    if not isinstance(results, list) or not all(isinstance(r, dict) for r in results):
+        raise RequestError("context.result should be a list of regions, as Label Studio sends it.")
+    if len(results) > _MAX_REGIONS:
+        raise RequestError(
+            f"The request has {len(results)} prompts, {_MAX_REGIONS} are allowed. Accept or "
+            "reject what is pending and try again."
+        )
+    by_tag: dict[str, list[PromptRegion]] = {}
+    for region in _read_regions(results):
+        by_tag.setdefault(region.to_name, []).append(region)
+    return [_prompts_of(regions) for regions in by_tag.values()]
+
+
+def _prompts_of(regions: list[PromptRegion]) -> Prompts:
+    """The prompts of one object tag, on the picture where the last one was drawn."""
+    last = regions[-1]
+    objects = _group([r for r in regions if r.item_index == last.item_index])
+    for prompt in objects:  # refuse what lies outside before an image is fetched for it
+        prompt.in_pixels(last.original_size_hw or (100, 100))
+    asking = tuple(prompt for prompt in objects if prompt.asks_for_something)
+    return Prompts(
+        to_name=last.to_name,
+        item_index=last.item_index,
+        original_size_hw=last.original_size_hw,
+        objects=asking,
+        negatives_only=not asking,
+    )
+
+
+def _read_regions(results: list[dict[str, Any]]) -> Iterator[PromptRegion]:
+    """The prompts among the results, in the order in which they were drawn."""
+    words = {
+        result["id"]: _words(result, "labels")
+        for result in results
+        if result.get("type") == "labels" and isinstance(result.get("id"), str)
+    }
+    drawn_ids = {result.get("id") for result in results if _is_drawn(result)}
+    for result in results:
+        kind, region_id = result.get("type"), result.get("id")
+        if _is_drawn(result):
+            own = _words(result, str(kind)) or _words(result, "labels")
+            paired = words.get(region_id, ()) if isinstance(region_id, str) else ()
+            yield _read_region(result, paired or own)
+        elif kind in _KEYPOINT_TYPES + _RECTANGLE_TYPES and "rle" in _value(result):
+            continue  # an accepted mask under a selected label, not a prompt
+        elif region_id is None or region_id not in drawn_ids:
+            raise PromptError(
+                f"A {str(kind)!r:.40} region cannot be a prompt. Use the smart keypoint or the "
+                "smart rectangle tool."
+            )
+
+
+def _is_drawn(result: dict[str, Any]) -> bool:
+    if result.get("type") not in _KEYPOINT_TYPES + _RECTANGLE_TYPES:
+        return False
+    value = _value(result)
+    return "rle" not in value or ("x" in value and "y" in value)
+
+
+def _read_region(result: dict[str, Any], labels: tuple[str, ...]) -> PromptRegion:
+    value = _value(result)
+    shape: Keypoint | Rectangle
+    if result["type"] in _KEYPOINT_TYPES:
+        # Label Studio's own page writes is_positive, its video example's page value.positive.
+        is_positive = bool(result.get("is_positive", value.get("positive", True)))
+        shape = Keypoint(_number(value, "x"), _number(value, "y"), is_positive)
+    else:
+        shape = Rectangle(
+            _number(value, "x"),
+            _number(value, "y"),
+            _number(value, "width"),
+            _number(value, "height"),
+            _number(value, "rotation", 0.0),
+        )
+    width, height = result.get("original_width"), result.get("original_height")
+    has_size = isinstance(width, int) and isinstance(height, int)
+    item_index = result.get("item_index")
+    if item_index is not None and not _is_index(item_index):
+        raise PromptError("The prompt's item_index should be a number from 0. Reload the page.")
+    return PromptRegion(
+        shape=shape,
+        to_name=str(result.get("to_name") or ""),
+        labels=labels,
+        item_index=item_index,
+        original_size_hw=(height, width) if has_size else None,
+    )
+
+
+def _group(regions: list[PromptRegion]) -> list[ObjectPrompt]:
+    """Regions of one picture as prompts, object by object."""
+    by_labels: dict[tuple[str, ...], list[PromptRegion]] = {}
+    for region in regions:
+        by_labels.setdefault(region.labels, []).append(region)
+    prompts = []
+    for labels, group in by_labels.items():
+        points = [r.shape for r in group if isinstance(r.shape, Keypoint)]
+        boxes = [r.shape for r in group if isinstance(r.shape, Rectangle)]
+        owned: dict[int | None, list[Keypoint]] = {}
+        for point in points:
+            owned.setdefault(_owner(point, boxes), []).append(point)
+        prompts += [
+            ObjectPrompt(tuple(owned.get(index, ())), box, labels)
+            for index, box in enumerate(boxes)
+        ]
+        if None in owned:
+            prompts.append(ObjectPrompt(tuple(owned[None]), None, labels))
+    return prompts
+
+
+def _owner(point: Keypoint, rectangles: list[Rectangle]) -> int | None:
+    """Index of the rectangle that a click belongs to; None where it stands alone."""
+    if len(rectangles) == 1:
+        return 0
+    around = [i for i, rectangle in enumerate(rectangles) if rectangle.encloses(point)]
+    return min(around, key=lambda i: rectangles[i].area, default=None)
+
+
+def _value(result: dict[str, Any]) -> dict[str, Any]:
+    value = result.get("value")
+    return value if isinstance(value, dict) else {}
+
+
+def _words(result: dict[str, Any], key: str) -> tuple[str, ...]:
+    words = _value(result).get(key)
+    return tuple(word for word in words if isinstance(word, str)) if isinstance(words, list) else ()
+
+
+def _number(value: dict[str, Any], key: str, default: float | None = None) -> float:
+    number = value.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise PromptError(f"The prompt's {key!r} is not a number. Draw it again.")
+    return float(number)
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

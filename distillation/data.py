@@ -1,0 +1,173 @@
+"""Labelled photos as training crops: images and masks in memory, windows cut on the fly.
+
+A crop is what the student sees: a square window of a photo, or the whole photo letter-boxed as in
+serving, with a few of its masks. Masks are kept as COCO RLE and decoded only when drawn, so that all
+of an openly licensed collection fits in memory.
+
+Place: between the data folders and ``prompt_sampling.py``. Composed scenes come from ``synth.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+RESERVED_SETS = frozenset({"dsb2018_nuclei", "seedling_plants"})
+"""Never trained on: the unseen domains on which training on a project's own labels is shown."""
+
+MIN_VISIBLE = 0.3
+"""A mask of which less than this share lies in the window is not asked for."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One photo and its instance masks, at the size in which it is kept in memory."""
+
+    image: np.ndarray
+    """[H, W, 3] uint8 RGB."""
+    coco_rles: tuple[dict[str, object], ...]
+    boxes_xywh: np.ndarray
+    """[K, 4] float32 pixels."""
+    areas: np.ndarray
+    """[K] float32 pixels."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square training image and some of its masks."""
+
+    image: np.ndarray
+    """[S, S, 3] uint8 RGB; padding holds the normalisation's mean colour."""
+    masks: np.ndarray
+    """[K, S, S] uint8, 0 or 255; K may be 0."""
+
+
+def load_set(folder: Path, *, max_side: int, validation: bool = False) -> list[LabelledImage]:
+    """The training (or validation) half of one data set.
+
+    Args:
+        folder: Holds ``annotations.json`` (COCO, RLE masks) and ``images/``.
+        max_side: Photos are kept at this long side at most, in pixels.
+        validation: Images whose id is divisible by 10 instead of all others.
+    """
+    coco = json.loads((folder / "annotations.json").read_text())
+    by_image: dict[int, list[dict[str, object]]] = {}
+    for annotation in coco["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    loaded = []
+    for record in coco["images"]:
+        annotations = by_image.get(record["id"], [])
+        if (record["id"] % 10 == 0) != validation or not annotations:
+            continue
+        bgr = cv2.imread(str(folder / "images" / record["file_name"]), cv2.IMREAD_COLOR)
+        loaded.append(_shrink(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), annotations, max_side))
+    return loaded
+
+
+def _shrink(
+    image: np.ndarray, annotations: Sequence[dict[str, object]], max_side: int
+) -> LabelledImage:
+    scale = min(1.0, max_side / max(image.shape[:2]))
+    if scale == 1.0:
+        rles = [a["segmentation"] for a in annotations]
+    else:
+        size_wh = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+        masks = [coco_mask.decode(a["segmentation"]) for a in annotations]
+        small = [cv2.resize(m * 255, size_wh, interpolation=cv2.INTER_AREA) > 127 for m in masks]
+        rles = [coco_mask.encode(np.asfortranarray(m.astype(np.uint8))) for m in small if m.any()]
+        image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    boxes = np.array([coco_mask.toBbox(rle) for rle in rles], np.float32).reshape(-1, 4)
+    areas = np.array([coco_mask.area(rle) for rle in rles], np.float32)
+    return LabelledImage(image, tuple(rles), boxes, areas)
+
+
+def draw_crop(
+    rng: np.random.Generator, labelled: LabelledImage, size: int, *, max_masks: int, min_area: float
+) -> Crop:
+    """A random window of a labelled photo.
+
+    Two windows in five are the whole photo, letter-boxed as in serving; the others are zoomed on a
+    random object, which fills between a thirtieth and most of the window.
+
+    Args:
+        rng: Source of all randomness.
+        labelled: The photo.
+        size: S, the side of the crop in pixels.
+        max_masks: At most this many masks are decoded.
+        min_area: Masks smaller than this share of the crop are left out.
+    """
+    height, width = labelled.image.shape[:2]
+    long_side = max(height, width)
+    if rng.random() < 0.4 or not len(labelled.areas):
+        x0 = y0 = 0.0
+        side = float(long_side)
+    else:
+        x, y, w, h = labelled.boxes_xywh[rng.integers(len(labelled.areas))]
+        zoom = np.exp(rng.uniform(np.log(1.15), np.log(5.0)))
+        side = float(np.clip(max(w, h) * zoom, 48, 1.2 * long_side))
+        slack_x, slack_y = max(side - w, 0.0), max(side - h, 0.0)
+        x0 = x - rng.uniform(0.05, 0.95) * slack_x
+        y0 = y - rng.uniform(0.05, 0.95) * slack_y
+    scale = size / side
+    flip = rng.random() < 0.5
+    window = _window(x0, y0, scale, size, flip=flip)
+
+    boxes = labelled.boxes_xywh
+    seen_w = np.clip(np.minimum(boxes[:, 0] + boxes[:, 2], x0 + side) - np.maximum(boxes[:, 0], x0), 0, None)
+    seen_h = np.clip(np.minimum(boxes[:, 1] + boxes[:, 3], y0 + side) - np.maximum(boxes[:, 1], y0), 0, None)
+    share = seen_w * seen_h / np.maximum(boxes[:, 2] * boxes[:, 3], 1)
+    large_enough = labelled.areas * share * scale**2 >= min_area * size**2
+    usable = np.flatnonzero((share >= MIN_VISIBLE) & large_enough)
+    chosen = rng.permutation(usable)[:max_masks]
+
+    shrink = cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR
+    image = jitter_colour(rng, labelled.image)
+    image = _warp(image, window, scale, size, shrink, border=(124, 116, 104))
+    masks = [
+        _warp(coco_mask.decode(labelled.coco_rles[i]) * 255, window, scale, size, shrink, border=0)
+        for i in chosen
+    ]
+    sharp = np.array([m > 127 for m in masks], bool).reshape(-1, size, size)
+    floor = 0.5 * min_area * size**2
+    sharp = sharp[sharp.sum(axis=(1, 2)) >= max(floor, 12)]
+    return Crop(image, sharp.astype(np.uint8) * 255)
+
+
+def _window(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.ndarray:
+    """The 2x3 matrix that takes a photo's pixels to the crop's."""
+    matrix = np.array([[scale, 0, -x0 * scale], [0, scale, -y0 * scale]], np.float64)
+    if flip:
+        matrix[0] = [-scale, 0, size - 1 + x0 * scale]
+    return matrix
+
+
+def _warp(
+    array: np.ndarray,
+    window: np.ndarray,
+    scale: float,
+    size: int,
+    interpolation: int,
+    border: int | tuple[int, int, int],
+) -> np.ndarray:
+    if interpolation == cv2.INTER_AREA:  # warpAffine does not average: shrink first, then place
+        array = cv2.resize(array, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        window = window.copy()
+        window[:, :2] /= scale
+    return cv2.warpAffine(array, window, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
+
+
+def jitter_colour(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Brightness, contrast, colour cast, sometimes grey: [S, S, 3] uint8 -> the same."""
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
+    shift = rng.uniform(-20, 20) + 128 * (1 - gain)
+    table = np.clip(np.arange(256)[:, None] * gain + shift, 0, 255).astype(np.uint8)
+    out = cv2.LUT(image, table.reshape(256, 1, 3))
+    if rng.random() < 0.1:
+        out = np.repeat(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return out

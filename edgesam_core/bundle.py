@@ -1,0 +1,400 @@
+"""A served model on disk: an immutable folder whose every file is vouched for.
+
+``manifest.json`` names the model, what it needs (input size, pre-processing version), where it
+comes from, and size and sha256 of every file. `Bundle.open` reads every byte and refuses a folder
+in which one file is missing, short or changed, and says which. `staged_folder` and `write_manifest`
+make one: filled under another name, flushed to disk, then renamed, so that nobody ever sees half.
+
+A folder that holds the official exported pair ``*_encoder.onnx`` and ``*_decoder.onnx`` beside a
+manifest is a bundle like any other. Files that the manifest does not list are ignored: they are
+never opened, and a desktop's hidden files should not stop a service. Hashes find damage and
+accidents; they are no signature, since whoever may write the folder may write the manifest too.
+
+Opening the graphs is session.py's part, exporting them edgesam_core.export's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgesam_core import preprocess
+from edgesam_core.errors import BundleError
+
+FORMAT = 1
+"""Version of the manifest's own form; another one is refused."""
+
+MANIFEST_NAME = "manifest.json"
+WEIGHTS_NAME = "weights.safetensors"
+UPSAMPLE_MODES = ("bicubic", "bilinear")
+_T = TypeVar("_T")
+_STRIDE_PX = 64  # the encoder's 32, and an even number of cells for the feature pyramid
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be: its length and the sha256 of its bytes."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says about itself, the content of ``manifest.json``."""
+
+    name: str
+    # for people and for Label Studio's model_version: "default", "edge_sam_3x"
+    version: str
+    # content hash, 12 hex digits (`content_version`)
+    input_size: int
+    # S in pixels, the side of the encoder's square input; a multiple of 64
+    upsample: str
+    # how the encoder's feature pyramid enlarges: "bicubic" as trained, "bilinear" in official files
+    refines_with_mask_input: bool
+    # whether earlier logits may be fed back; False where measured to hurt, or where it cannot be
+    licence: str
+    origin: str
+    # a sentence: where the weights come from
+    files: Mapping[str, FileRecord]
+    architecture: str = "edge_sam"
+    preprocess_version: str = preprocess.VERSION
+    created_utc: str = ""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    # measured quality, in the words of whoever measured
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``: stable order, readable, with a line end."""
+        fields = asdict(self)
+        order = ("format", "name", "version", "architecture", "input_size", "preprocess_version")
+        head = {key: fields.pop(key) for key in order}
+        files = dict(sorted(fields.pop("files").items()))
+        return json.dumps({**head, **fields, "files": files}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read and check a manifest; unknown keys are ignored.
+
+        Raises:
+            BundleError: Not JSON, a field missing or of the wrong type, or another format.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as exc:
+            raise BundleError(_damaged(MANIFEST_NAME, "it is not JSON"), detail=str(exc)) from exc
+        if not isinstance(raw, dict):
+            raise BundleError(_damaged(MANIFEST_NAME, "it is not a JSON object"))
+        if raw.get("format") != FORMAT:
+            raise BundleError(
+                f"The model bundle has format {raw.get('format')!r}, this version reads {FORMAT}. "
+                "Update the program or fetch the bundle again."
+            )
+        manifest = cls(
+            format=FORMAT,
+            name=_take(raw, "name", str),
+            version=_take(raw, "version", str),
+            architecture=_take(raw, "architecture", str),
+            input_size=_take(raw, "input_size", int),
+            preprocess_version=_take(raw, "preprocess_version", str),
+            upsample=_take(raw, "upsample", str),
+            refines_with_mask_input=_take(raw, "refines_with_mask_input", bool),
+            licence=_take(raw, "licence", str),
+            origin=_take(raw, "origin", str),
+            created_utc=_take(raw, "created_utc", str),
+            scores=_take(raw, "scores", dict),
+            files={name: _file_record(name, v) for name, v in _take(raw, "files", dict).items()},
+        )
+        _check_values(manifest)
+        return manifest
+
+
+def content_version(manifest: Manifest) -> str:
+    """The hash of everything in a bundle that can change an answer: 12 hex digits.
+
+    That is every file and the fields that say how to run them. Name, licence, origin, date and
+    scores are left out: correcting a sentence must not make every stored embedding worthless.
+    """
+    content = {
+        "architecture": manifest.architecture,
+        "input_size": manifest.input_size,
+        "preprocess_version": manifest.preprocess_version,
+        "upsample": manifest.upsample,
+        "refines_with_mask_input": manifest.refines_with_mask_input,
+        "files": {name: record.sha256 for name, record in manifest.files.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files were checked when it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Check every file of a bundle against its manifest.
+
+        Raises:
+            BundleError: Something is missing, torn or changed; the sentence names the file.
+        """
+        try:
+            text = (path / MANIFEST_NAME).read_text(encoding="utf-8")
+        except OSError as exc:
+            raise BundleError(
+                f"The model folder {path.name!r} has no readable {MANIFEST_NAME}. Make one with "
+                "`python -m edgesam_core bundle` or `python -m edgesam_core fetch`.",
+                detail=str(exc),
+            ) from exc
+        except UnicodeDecodeError as exc:
+            raise BundleError(_damaged(MANIFEST_NAME, "it is not text"), detail=str(exc)) from exc
+        manifest = Manifest.from_json(text)
+        for name, record in manifest.files.items():
+            _check_file(path / name, record)
+        if manifest.version != content_version(manifest):
+            raise BundleError(_damaged(MANIFEST_NAME, "it does not fit its own version"))
+        if manifest.preprocess_version != preprocess.VERSION:
+            raise BundleError(
+                f"The model {manifest.name!r} was made for image pre-processing "
+                f"{manifest.preprocess_version!r}, this version does {preprocess.VERSION!r}. "
+                "Make the bundle again with this version."
+            )
+        bundle = cls(path, manifest)
+        _ = bundle.encoder_path, bundle.decoder_path
+        return bundle
+
+    @property
+    def encoder_path(self) -> Path:
+        """The graph that turns an image into its embedding."""
+        return self.path / self._graph_name("encoder")
+
+    @property
+    def decoder_path(self) -> Path:
+        """The graph that turns an embedding and prompts into logits."""
+        return self.path / self._graph_name("decoder")
+
+    @property
+    def weights_path(self) -> Path | None:
+        """What training starts from; None where the bundle can only serve."""
+        return self.path / WEIGHTS_NAME if WEIGHTS_NAME in self.manifest.files else None
+
+    def _graph_name(self, part: str) -> str:
+        """``encoder.onnx``, or the one ``*_encoder.onnx`` of an official pair."""
+        plain = f"{part}.onnx"
+        names = [n for n in self.manifest.files if n == plain or n.endswith(f"_{plain}")]
+        if plain in names:
+            return plain
+        if len(names) != 1:
+            raise BundleError(
+                f"The model {self.manifest.name!r} lists {len(names)} files for its {part}, "
+                f"expected one {plain}. Make or fetch the bundle again."
+            )
+        return names[0]
+
+
+def find_bundle(name_or_path: str, models_dir: Path) -> Path:
+    """The folder that an operator means by a name under ``models/`` or by a path.
+
+    Args:
+        name_or_path: ``default``, ``edge_sam_3x``, ``./my/bundle`` or an absolute path. A name of
+            an existing folder under ``models_dir`` wins over a path.
+        models_dir: Where named bundles lie.
+
+    Raises:
+        BundleError: There is no such folder; the sentence lists the names that there are.
+    """
+    if name_or_path and name_or_path not in (".", "..") and "/" not in name_or_path:
+        named = models_dir / name_or_path
+        if named.is_dir():
+            return named
+    path = Path(name_or_path)
+    if name_or_path and path.is_dir():
+        return path
+    there = sorted(p.parent.name for p in models_dir.glob(f"*/{MANIFEST_NAME}"))
+    raise BundleError(
+        f"There is no model {Path(name_or_path).name!r}. "
+        + (f"There is: {', '.join(there)}. " if there else "The models folder holds none. ")
+        + "Give one of these names or the path of a bundle folder.",
+        detail=f"looked for {name_or_path!r} in {models_dir} and as a path",
+    )
+
+
+@contextmanager
+def staged_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder to fill, which becomes ``out_dir`` when the block ends without an error.
+
+    It lies beside ``out_dir`` (the same file system, so that the rename is atomic), is flushed to
+    disk before the rename, and is removed when the block fails.
+
+    Args:
+        out_dir: The folder to appear.
+        overwrite: Take the place of an existing folder. Bundles are immutable, so this is for
+            rebuilding one by name; a program that has the old one open keeps its files.
+
+    Raises:
+        BundleError: ``out_dir`` is there already and ``overwrite`` is False.
+    """
+    if out_dir.exists() and not overwrite:
+        raise BundleError(
+            f"There is already a folder {out_dir.name!r}. Remove it or choose another name."
+        )
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:
+        stage.chmod(0o755)  # mkdtemp's 0700 would hide the model from a service's own user
+        yield stage
+        for path in sorted(stage.rglob("*")):
+            _flush(path)
+        _flush(stage)
+        if out_dir.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-old-", dir=out_dir.parent))
+            out_dir.rename(old / out_dir.name)
+            stage.rename(out_dir)
+            shutil.rmtree(old)
+        else:
+            stage.rename(out_dir)
+        _flush(out_dir.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    input_size: int,
+    upsample: str,
+    refines_with_mask_input: bool,
+    licence: str,
+    origin: str,
+    architecture: str = "edge_sam",
+    scores: Mapping[str, Any] | None = None,
+    created_utc: str | None = None,
+) -> Manifest:
+    """Vouch for every file that lies in a folder now: the last step of making a bundle.
+
+    Hidden files and sub-folders are left out. The fields are those of `Manifest`.
+
+    Args:
+        folder: Holds the finished files; a manifest that is there is replaced.
+        name: What people call the model.
+        input_size: S in pixels.
+        upsample: "bicubic" or "bilinear".
+        refines_with_mask_input: Whether earlier logits may be fed back.
+        licence: Licence of the weights, as an SPDX id or a name.
+        origin: A sentence that says where the weights come from.
+        architecture: "edge_sam".
+        scores: Measured quality.
+        created_utc: ISO 8601; None means now.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: A value makes no sense, or a graph is missing.
+    """
+    files = {
+        path.name: _record_of(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST_NAME and not path.name.startswith(".")
+    }
+    manifest = Manifest(
+        name=name,
+        version="",
+        architecture=architecture,
+        input_size=input_size,
+        upsample=upsample,
+        refines_with_mask_input=refines_with_mask_input,
+        licence=licence,
+        origin=origin,
+        created_utc=created_utc or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        scores=dict(scores or {}),
+        files=files,
+    )
+    manifest = replace(manifest, version=content_version(manifest))
+    _check_values(manifest)
+    _ = Bundle(folder, manifest).encoder_path, Bundle(folder, manifest).decoder_path
+    temporary = folder / f".{MANIFEST_NAME}"
+    temporary.write_text(manifest.to_json(), encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(folder / MANIFEST_NAME)
+    _flush(folder)
+    return manifest
+
+
+def _damaged(name: str, what: str) -> str:
+    return f"The model bundle is damaged: {name}: {what}. Restore the bundle or choose another one."
+
+
+def _take(raw: dict[str, Any], key: str, kind: type[_T]) -> _T:
+    """A field of the JSON object, of exactly this type (so that True is no int)."""
+    value = raw.get(key)
+    if type(value) is not kind:
+        raise BundleError(
+            _damaged(MANIFEST_NAME, f"{key!r} is {value!r:.40}, expected {kind.__name__}")
+        )
+    return value
+
+
+def _file_record(name: str, raw: object) -> FileRecord:
+    # A name from outside never leaves the folder.
+    if not name or name != Path(name).name or name in (MANIFEST_NAME, "..") or "\\" in name:
+        raise BundleError(_damaged(MANIFEST_NAME, f"{name!r:.60} is not a plain file name"))
+    if not isinstance(raw, dict):
+        raise BundleError(_damaged(MANIFEST_NAME, f"the record of {name!r:.60} is not an object"))
+    return FileRecord(bytes=_take(raw, "bytes", int), sha256=_take(raw, "sha256", str))
+
+
+def _check_values(manifest: Manifest) -> None:
+    if manifest.input_size <= 0 or manifest.input_size % _STRIDE_PX:
+        raise BundleError(
+            _damaged(MANIFEST_NAME, f"input_size {manifest.input_size} is no multiple of 64")
+        )
+    if manifest.upsample not in UPSAMPLE_MODES:
+        raise BundleError(
+            _damaged(MANIFEST_NAME, f"upsample is {manifest.upsample!r:.40}, expected one of "
+                     f"{', '.join(UPSAMPLE_MODES)}")
+        )  # fmt: skip
+    if not manifest.name:
+        raise BundleError(_damaged(MANIFEST_NAME, "the name is empty"))
+
+
+def _record_of(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(bytes=file.tell(), sha256=digest)
+
+
+def _check_file(path: Path, expected: FileRecord) -> None:
+    try:
+        actual = _record_of(path)
+    except OSError as exc:
+        raise BundleError(
+            _damaged(path.name, "it is missing or cannot be read"), detail=str(exc)
+        ) from exc
+    if actual.bytes != expected.bytes:
+        raise BundleError(
+            _damaged(path.name, f"it has {actual.bytes} bytes instead of {expected.bytes}")
+        )
+    if actual.sha256 != expected.sha256:
+        raise BundleError(_damaged(path.name, "its content was changed (sha256 differs)"))
+
+
+def _flush(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

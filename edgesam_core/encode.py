@@ -1,0 +1,90 @@
+"""An image becomes its embedding: the slow half, done once per image.
+
+Fourth step of a click's path: [1, 3, S, S] float32 -> [1, 256, S/16, S/16] float32. The embedding
+carries everything a later click needs to know about its image, so that nothing has to remember the
+last image: the original's size, the size inside the input, and the version of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+from edgesam_core.arrays import ImageEmbedding, ImageRGB, SizeHW
+from edgesam_core.errors import BundleError
+from edgesam_core.preprocess import preprocess
+from edgesam_core.session import run_graph
+
+_CHANNELS = 256
+_STRIDE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An encoded image, and what is needed to decode clicks on it."""
+
+    image_embedding: ImageEmbedding
+    # [1, 256, S/16, S/16] float32
+    original_size_hw: SizeHW
+    # of the image after the EXIF rotation
+    input_size_hw: SizeHW
+    # of the image inside the S x S input, without padding
+    input_size: int
+    # S
+    bundle_version: str
+    # of the bundle that encoded it; no other can decode it
+
+    @property
+    def nbytes(self) -> int:
+        """What keeping it costs."""
+        return self.image_embedding.nbytes
+
+
+class Encoder:
+    """An open encoder graph; safe to share between threads."""
+
+    def __init__(
+        self, session: ort.InferenceSession, *, input_size: int, bundle_version: str
+    ) -> None:
+        """Take an open graph (session.py).
+
+        Args:
+            session: ``image`` [1, 3, S, S] -> ``image_embeddings`` [1, 256, S/16, S/16].
+            input_size: S.
+            bundle_version: Goes into every embedding.
+
+        Raises:
+            BundleError: The graph's input has another name or size.
+        """
+        inputs = {node.name: list(node.shape) for node in session.get_inputs()}
+        if inputs != {"image": [1, 3, input_size, input_size]}:
+            raise BundleError(
+                f"The encoder takes {inputs}, expected one image of {input_size} x {input_size} "
+                "pixels. Export or fetch the bundle again."
+            )
+        self._session = session
+        self._input_size = input_size
+        self._bundle_version = bundle_version
+
+    def encode(self, image: ImageRGB) -> Embedding:
+        """The embedding of an image.
+
+        Args:
+            image: [H, W, 3] uint8 RGB, EXIF rotation applied (image.py).
+        """
+        x, input_size_hw = preprocess(image, self._input_size)
+        (image_embedding,) = run_graph(self._session, {"image": x}, ["image_embeddings"])
+        cells = self._input_size // _STRIDE
+        if image_embedding.shape != (1, _CHANNELS, cells, cells):
+            raise BundleError(
+                f"The encoder answered with shape {image_embedding.shape}. "
+                "Export or fetch the bundle again."
+            )
+        return Embedding(
+            image_embedding=image_embedding,
+            original_size_hw=(image.shape[0], image.shape[1]),
+            input_size_hw=input_size_hw,
+            input_size=self._input_size,
+            bundle_version=self._bundle_version,
+        )

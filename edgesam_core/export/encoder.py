@@ -1,0 +1,40 @@
+"""The image encoder as an ONNX graph: branches folded, bicubic kept.
+
+Place in a click's path: ``image`` [1, 3, S, S] float32, normalised and padded ->
+``image_embeddings`` [1, 256, S/16, S/16].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgesam_core.export.fuse import fused
+from edgesam_core.export.graph import export_graph
+from edgesam_core.export.upsample import BicubicTwice
+from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.fpn import EMBEDDING_CHANNELS
+
+
+def encoder_graph(model: EdgeSam) -> nn.Module:
+    """The encoder in the form in which it is exported: same answers, fewer and faster nodes."""
+    encoder = fused(model.image_encoder)
+    fuse_stage3 = model.image_encoder.fuse_stage3
+    if fuse_stage3.mode == "bicubic":
+        convolution = encoder.fuse_stage3.op_list[0]
+        encoder.fuse_stage3 = nn.Sequential(convolution, BicubicTwice(EMBEDDING_CHANNELS))
+    return encoder
+
+
+def export_encoder(model: EdgeSam, path: Path, *, input_size: int) -> None:
+    """Write the encoder of a model.
+
+    Args:
+        model: Left as it is.
+        path: The file to write.
+        input_size: S in pixels, a multiple of 64.
+    """
+    example = {"image": torch.zeros(1, 3, input_size, input_size)}
+    export_graph(encoder_graph(model), example, ["image_embeddings"], path)

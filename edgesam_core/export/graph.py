@@ -1,0 +1,88 @@
+"""From a PyTorch module to an ONNX file, at half the size where that loses nothing.
+
+encoder.py and decoder.py say what is exported; this file only knows how: PyTorch's exporter that
+traces (it needs no further packages), opset 17, and constants that fp16 holds exactly stored as
+fp16 with a Cast behind each. Nothing is folded here: every runtime does that when it opens the
+file, from the same numbers that ``weights.safetensors`` holds. All computing is fp32.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+OPSET = 17
+_HALVE_FROM = 1024  # values; smaller constants would save nothing and include shapes and scales
+
+
+def export_graph(
+    module: nn.Module,
+    example: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    *,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+) -> None:
+    """Trace a module and write it as one ONNX file.
+
+    Args:
+        module: In evaluation mode; takes the inputs in the order of ``example``.
+        example: Input name -> a tensor of the shape to trace with.
+        outputs: Names of what the module returns.
+        path: The file to write.
+        dynamic_axes: Input or output name -> axis -> name of the axis, where a length may vary.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        # The successor needs onnxscript; this exporter is what the official files were made with.
+        warnings.filterwarnings("ignore", ".*legacy TorchScript-based", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        torch.onnx.export(
+            module,
+            tuple(example.values()),
+            path,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_axes=dynamic_axes,
+            do_constant_folding=False,  # folded weights are no longer the rounded ones
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph = onnx.load(path)
+    halve_constants(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+def halve_constants(model: onnx.ModelProto) -> None:
+    """Store those fp32 constants of a graph as fp16 that lose nothing by it.
+
+    A Cast behind each widens it again, so that no answer changes by a bit. Weights qualify once they
+    were rounded to fp16 (`write_bundle` does); folded ones and positional encodings do not.
+
+    Args:
+        model: Changed in place.
+    """
+    casts = []
+    for initializer in model.graph.initializer:
+        values = numpy_helper.to_array(initializer)
+        if values.dtype != np.float32 or values.size < _HALVE_FROM:
+            continue
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.array_equal(halves.astype(np.float32), values):
+            continue
+        name = initializer.name
+        initializer.CopyFrom(numpy_helper.from_array(halves, f"{name}_fp16"))
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_fp16"], [name], to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

@@ -1,0 +1,1 @@
+"""EdgeSAM in PyTorch, for training and export. Serving never imports this package."""

@@ -1,0 +1,67 @@
+"""EdgeSAM put together: image encoder, prompt encoder, mask decoder (9,582,112 parameters).
+
+Training and export use this; serving runs the exported graphs and never imports it.
+
+Paper: EdgeSAM, "Prompt-In-the-Loop Distillation for SAM" (arXiv 2312.06660).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from edgesam_core.nn.fpn import ImageEncoder, UpsampleMode
+from edgesam_core.nn.mask_decoder import MaskDecoder, select_masks
+from edgesam_core.nn.prompt_encoder import PromptEncoder, assemble_points
+
+
+class EdgeSam(nn.Module):
+    """The student. Fully convolutional: the size of its input is the size of what it is given."""
+
+    def __init__(self, upsample: UpsampleMode = "bicubic") -> None:
+        """Build with random weights; ``checkpoint.load_state_dict`` brings published ones."""
+        super().__init__()
+        self.image_encoder = ImageEncoder(upsample)
+        self.prompt_encoder = PromptEncoder()
+        self.mask_decoder = MaskDecoder()
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] normalised and padded -> image embedding [B, 256, S/16, S/16]."""
+        embedding: torch.Tensor = self.image_encoder(image)
+        return embedding
+
+    def decode(
+        self,
+        image_embedding: torch.Tensor,
+        *,
+        point_coords: torch.Tensor | None = None,
+        point_labels: torch.Tensor | None = None,
+        box_xyxy: torch.Tensor | None = None,
+        mask_input: torch.Tensor | None = None,
+        num_multimask_outputs: int = 4,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks for prompts that all have the same number of points.
+
+        Args:
+            image_embedding: [B, 256, s, s], or [1, ...] where all prompts share one image.
+            point_coords: [B, N, 2] (x, y) in the frame of the S x S input.
+            point_labels: [B, N], -2 to 3.
+            box_xyxy: [B, 4] in the same frame.
+            mask_input: [B, 1, S/4, S/4] earlier low-res logits.
+            num_multimask_outputs: 1, 3 or 4.
+
+        Returns:
+            low_res_logits [B, M, S/4, S/4] and iou_predictions [B, M].
+        """
+        coords, labels = assemble_points(point_coords, point_labels, box_xyxy)
+        size = image_embedding.shape[-1]
+        logits, iou_predictions = self.mask_decoder(
+            image_embedding,
+            self.prompt_encoder.pe_layer.grid(size),
+            self.prompt_encoder.sparse(coords, labels, 16 * size),
+            self.prompt_encoder.dense(mask_input, size),
+        )
+        return (
+            select_masks(logits, num_multimask_outputs),
+            select_masks(iou_predictions, num_multimask_outputs),
+        )

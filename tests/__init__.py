@@ -1,0 +1,1 @@
+"""The tests: core, backend and distillation mirror the code; system starts real servers."""
