@@ -26,11 +26,11 @@ class AuthSettings:
     """Credentials that callers must bring; none by default."""
 
     basic_auth_user: str | None = None
-    """User name that Label Studio is to send (`basic_auth_user` of the backend there)."""
+    # User name that Label Studio is to send (`basic_auth_user` of the backend there).
     basic_auth_pass: str | None = field(default=None, repr=False)
-    """Password that goes with it."""
+    # Password that goes with it.
     url_secret: str | None = field(default=None, repr=False)
-    """Puts every route under `/<secret>/`; letters, digits and `. _ ~ -`, at least 8."""
+    # Puts every route under `/<secret>/`; letters, digits and `. _ ~ -`, at least 8.
 
     def __post_init__(self) -> None:
         """Refuse half a pair of credentials and a secret that is no path."""

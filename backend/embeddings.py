@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from edgesam_core import preprocess
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import Unavailable
 
+V = TypeVar("V")
 Outcome = Literal["hit", "miss", "joined"]
 
 
@@ -33,9 +34,9 @@ class EmbeddingSettings:
     """How many embeddings are kept and how long a click may wait for one."""
 
     cache_bytes: int = 128 * 1024 * 1024
-    """Bytes of memory for embeddings; one takes 2 MB at input size 1024, 0.5 MB at 512."""
+    # Bytes of memory for embeddings; one takes 2 MB at input size 1024, 0.5 MB at 512.
     wait_s: float = 30.0
-    """Seconds that a click waits for its image to be encoded before it is answered with 503."""
+    # Seconds that a click waits for its image to be encoded before it is answered with 503.
 
     def __post_init__(self) -> None:
         """Refuse a negative budget and an endless or impossible wait."""
@@ -55,8 +56,8 @@ def embedding_key(image_key: str, bundle_version: str) -> str:
     return f"{image_key}:{bundle_version}:{preprocess.VERSION}"
 
 
-class ByteBudget[V]:
-    """A mapping that forgets what was unused longest when its values weigh too much; thread-safe."""
+class ByteBudget(Generic[V]):
+    """A thread-safe mapping that forgets what was unused longest when it weighs too much."""
 
     def __init__(self, budget_bytes: int) -> None:
         """Start empty.
@@ -115,9 +116,7 @@ class EmbeddingStore:
         kept = self._kept.get(key)
         return None if kept is None else _widened(kept)
 
-    def get_or_encode(
-        self, key: str, encode: Callable[[], Embedding]
-    ) -> tuple[Embedding, Outcome]:
+    def get_or_encode(self, key: str, encode: Callable[[], Embedding]) -> tuple[Embedding, Outcome]:
         """The embedding, made by `encode` if neither kept nor being made.
 
         Args:

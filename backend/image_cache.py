@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -34,6 +35,17 @@ class Way:
     etag: str | None
     checked_utc: float
     # Seconds since the epoch: comparable between processes and after a restart.
+
+    def __post_init__(self) -> None:
+        """Refuse what only a damaged file can say; a hash becomes a file's name.
+
+        Raises:
+            ValueError: With the name of the field.
+        """
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError("sha256 must be 64 hexadecimal digits.")
+        if not isinstance(self.etag, str | None):
+            raise ValueError("etag must be text or None.")
 
 
 class ImageCache:

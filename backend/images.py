@@ -1,7 +1,7 @@
 """Task data to image bytes: whatever a task may call an image, fetched within limits and kept.
 
-The step before ``edgesam_core/image.py``: an address goes in, bytes and their sha256 come out. Files
-of Label Studio are asked for with its token, cloud files through its presign call, all others
+The step before ``edgesam_core/image.py``: an address goes in, bytes and their sha256 come out.
+Files of Label Studio are asked for with its token, cloud files through its presign call, all others
 without any token and from public hosts only, unless the operator named the host. Redirects are
 followed here by hand, and each hop is judged anew. Bytes stay on disk (image_cache.py), and for ten
 minutes an address is believed to mean the same bytes; after that the host is asked whether they
@@ -35,10 +35,12 @@ BELIEVED_S = 600.0
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_ETAG = re.compile(r'(W/)?"[!#-~]*"')  # RFC 9110, 8.8.3, without its letters beyond ASCII
 _SIGNATURE = re.compile(r"x-(amz|goog)-", re.IGNORECASE)
-_SIGNATURE_OF_A_FILE = frozenset(
-    "token access_token signature expires awsaccesskeyid googleaccessid key-pair-id policy "
-    "sig sv ss srt sr sp se st spr skoid sktid skt ske sks skv".split()
+_SIGNATURE_OF_A_FILE = re.compile(
+    "(access_)?token|signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
+    "|sig|s[vsrpet]|srt|spr|skoid|sktid|sk[tesv]",  # Azure's
+    re.IGNORECASE,
 )
 
 
@@ -47,17 +49,17 @@ class ImageSettings:
     """What may be fetched, how much of it, and where it is kept."""
 
     cache_dir: Path | None = None
-    # Folder of its own for fetched images; None: every cold click fetches again.
+    # Folder of its own for fetched images; without one every cold click fetches its image again.
     cache_bytes: int = 2 * 1024**3
-    # Disk space for it; the longest unused images go first.
+    # Bytes of disk for fetched images, the longest unused go first; 0 keeps none.
     max_bytes: int = 100 * 1000**2
-    # Largest file that is fetched.
+    # Bytes of the largest file that is fetched.
     max_pixels: int = 100 * 1000**2
-    # Largest image that is opened, width times height.
+    # Pixels (width times height) of the largest image that is opened.
     timeout_s: float = 30.0
-    # Seconds for one image, redirects and all; below the 100 s that Label Studio waits.
+    # Seconds for fetching one image, redirects and all; Label Studio itself waits 100.
     allowed_hosts: tuple[str, ...] = ()
-    # Hosts (``host`` or ``host:port``) that may lie at private addresses.
+    # Hosts (`host` or `host:port`, comma-separated) that may lie at private addresses.
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through.
@@ -151,7 +153,7 @@ class ImageLoader:
         kept = cache.load(way.sha256) if cache and way else None
         if way and kept is not None and self._is_believed(way):
             return ImageBytes(kept, way.sha256)
-        etag = way.etag if way and kept is not None else None
+        etag = way.etag if way and kept is not None and _ETAG.fullmatch(way.etag or "") else None
         answer = self._download(url, etag)
         if answer.status == 304 and cache and way and kept is not None:
             cache.remember(name, Way(way.sha256, way.etag, self._clock()))
@@ -176,7 +178,7 @@ class ImageLoader:
 
     def _address(self, uri: str, task_id: int | None) -> tuple[str, str]:
         """The name under which the image is kept, and the address to ask."""
-        uri = uri.strip() if isinstance(uri, str) else ""
+        uri = uri.strip()
         scheme = uri.partition("://")[0].lower() if "://" in uri else ""
         if scheme in CLOUD_SCHEMES:
             if task_id is None:
@@ -209,21 +211,27 @@ class ImageLoader:
         return origin == self._label_studio.origin or host in named or f"{host}:{port}" in named
 
     def _download(self, url: str, etag: str | None) -> HttpAnswer:
-        """The answer at the end of the redirects: 2xx with the bytes, or 304 where ``etag`` fits."""
-        limits = {
-            "deadline": Deadline(self._settings.timeout_s),
-            "max_bytes": self._settings.max_bytes,
-            "headers": {"If-None-Match": etag} if etag else {},
-        }
+        """The answer where the redirects end: 2xx with the bytes, or 304 where ``etag`` fits."""
+        deadline, max_bytes = Deadline(self._settings.timeout_s), self._settings.max_bytes
+        headers = {"If-None-Match": etag} if etag else {}
         for _ in range(MAX_REDIRECTS + 1):
             own = self._label_studio.owns(url)
             if own:
-                answer = self._label_studio.send(url, **limits)
+                answer = self._label_studio.send(
+                    url, deadline=deadline, max_bytes=max_bytes, headers=headers
+                )
             else:
-                answer = send("GET", read_url(url), private_allowed=self._is_named(url), **limits)
+                answer = send(
+                    "GET",
+                    read_url(url),
+                    deadline=deadline,
+                    max_bytes=max_bytes,
+                    private_allowed=self._is_named(url),
+                    headers=headers,
+                )
             if 200 <= answer.status < 300 or (answer.status == 304 and etag):
                 return answer
-            location = answer.headers.get("Location", "")
+            location = _as_utf8(answer.headers.get("Location", ""))
             to_login = own and "/user/login" in location
             if answer.status not in _REDIRECTS or not location or to_login:
                 raise self._label_studio.explain(answer) if own else _explain(url, answer.status)
@@ -249,7 +257,7 @@ def read_data_uri(uri: str, max_bytes: int) -> bytes:
     if len(payload) * (3 / 4 if is_base64 else 1 / 3) > max_bytes + 3:
         raise ImageTooLarge(
             f"The image inside the task is larger than {max_bytes / 1e6:g} MB. "
-            "Make it smaller, or raise EDGESAM_IMAGE_MAX_BYTES."
+            "Make it smaller, or raise EDGESAM_MAX_IMAGE_BYTES."
         )
     data = unquote_to_bytes(payload)
     if is_base64:
@@ -279,7 +287,7 @@ def without_signature(url: str) -> str:
         name = field.partition("=")[0]
         if _SIGNATURE.match(name):
             return True
-        return names_image and name.lower() in _SIGNATURE_OF_A_FILE
+        return names_image and _SIGNATURE_OF_A_FILE.fullmatch(name) is not None
 
     fields = [field for field in (parts.query or "").split("&") if field]
     kept = "&".join(field for field in fields if not is_signature(field))
@@ -287,7 +295,15 @@ def without_signature(url: str) -> str:
 
 
 def _is_data_uri(uri: str) -> bool:
-    return isinstance(uri, str) and uri[:16].lstrip()[:5].lower() == "data:"
+    return uri[:16].lstrip()[:5].lower() == "data:"
+
+
+def _as_utf8(header: str) -> str:
+    """A header whose bytes were UTF-8; http.client reads all of them as Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _explain(url: str, status: int) -> EdgeSamError:

@@ -209,7 +209,7 @@ def _parse(xml: str) -> LabelConfig:
     labels_controls: list[LabelsControl] = []
     smart_tools: list[str] = []
     for element in root.iter():
-        tag = element.tag.lower() if isinstance(element.tag, str) else ""
+        tag = str(element.tag).lower()
         attributes = {name.lower(): value for name, value in element.attrib.items()}
         name = attributes.get("name", "")
         to_names = tuple(part.strip() for part in attributes.get("toname", "").split(","))
@@ -285,7 +285,7 @@ def _words(element: ET.Element, attributes: Mapping[str, str]) -> tuple[tuple[st
     """The labels that a control offers, and whether more come from the task's data."""
     words = []
     for child in element.iter():
-        if isinstance(child.tag, str) and child.tag.lower() == "label":
+        if str(child.tag).lower() == "label":
             label = {name.lower(): value for name, value in child.attrib.items()}
             # Label Studio writes the alias into the result where there is one.
             words.append(label.get("alias") or label.get("value", ""))

@@ -1,4 +1,4 @@
-"""Label Studio as this backend asks it: where things lie, with which token, and what an error means.
+"""Label Studio as this backend asks it: where things lie, with which token, what errors mean.
 
 Task data names files in Label Studio's own way (``/data/upload/...``, ``s3://...``); here they turn
 into addresses. The token goes to the origin of ``LABEL_STUDIO_URL`` and nowhere else: what a task
@@ -46,12 +46,8 @@ LEGACY_REFUSED = (
     "Label Studio refused the legacy token in LABEL_STUDIO_API_KEY. Compare it with Account & "
     "Settings > Access Token, or use a personal access token from the same page."
 )
-PERSONAL_EXPIRED = (
-    f"The personal access token in LABEL_STUDIO_API_KEY has expired. {_GET_TOKEN}"
-)
-PERSONAL_REVOKED = (
-    f"The personal access token in LABEL_STUDIO_API_KEY was revoked. {_GET_TOKEN}"
-)
+PERSONAL_EXPIRED = f"The personal access token in LABEL_STUDIO_API_KEY has expired. {_GET_TOKEN}"
+PERSONAL_REVOKED = f"The personal access token in LABEL_STUDIO_API_KEY was revoked. {_GET_TOKEN}"
 PERSONAL_REFUSED = (
     "Label Studio refused the personal access token in LABEL_STUDIO_API_KEY: it was cut off, or "
     f"belongs to another Label Studio. {_GET_TOKEN}"
@@ -71,9 +67,10 @@ class LabelStudioSettings:
     """Where Label Studio is and how to be let in."""
 
     url: str = "http://localhost:8080"
-    # Scheme, host, port and path prefix, as the backend reaches it.
+    # Address of Label Studio as this backend reaches it, path prefix and all.
     api_key: str | None = field(default=None, repr=False)
-    # Personal access token or legacy token; None: only what needs no token can be fetched.
+    # Personal access token (or legacy token) of a user who may see the projects; it goes to
+    # Label Studio's address alone. Without it, images uploaded there cannot be fetched.
     timeout_s: float = 10.0
     # Seconds for one question about tokens, projects and tasks; images have their own limit.
 
@@ -91,8 +88,11 @@ class LabelStudioSettings:
             ) from exc
         if parts.query or parts.fragment or parts.auth:
             raise ValueError("LABEL_STUDIO_URL must be an address without user, query or fragment.")
+        api_key = (self.api_key or "").strip()
+        if not re.fullmatch(r"[!-~]*", api_key):
+            raise ValueError("LABEL_STUDIO_API_KEY holds what no token has. Copy it again.")
         object.__setattr__(self, "url", self.url.strip().rstrip("/"))
-        object.__setattr__(self, "api_key", (self.api_key or "").strip() or None)
+        object.__setattr__(self, "api_key", api_key or None)
 
 
 class LabelStudioClient:
@@ -150,7 +150,7 @@ class LabelStudioClient:
         if "://" not in path_or_url:
             return self._root + self._prefixed("/" + path_or_url)
         parts = read_url(path_or_url)
-        if origin_of(parts) == self.origin and is_file_path(parts.path or ""):
+        if origin_of(parts) == self.origin and _FILE_PATH.match(parts.path or ""):
             return self._root + self._prefixed(parts.request_uri)
         return path_or_url
 
@@ -170,8 +170,12 @@ class LabelStudioClient:
         deadline: Deadline,
         max_bytes: int,
         headers: Mapping[str, str] | None = None,
+        with_token: bool = True,
     ) -> HttpAnswer:
         """GET one of Label Studio's own addresses, with the token; redirects are not followed.
+
+        An access token that is refused before its time, after a restart of Label Studio for
+        instance, is exchanged once more.
 
         Raises:
             UpstreamError: Unreachable, or the token could not be exchanged.
@@ -179,24 +183,27 @@ class LabelStudioClient:
         """
         assert self.owns(url), "the token is only for Label Studio"
         parts = read_url(url)
-        authorization = self.authorization()
-        answer = self._send("GET", parts, deadline, max_bytes, {**(headers or {}), **authorization})
-        if answer.status == 401 and self._token.forget(authorization):
-            authorization = self.authorization()
-            answer = self._send(
-                "GET", parts, deadline, max_bytes, {**(headers or {}), **authorization}
-            )
+        plain = dict(headers or {})
+        letter = self.authorization() if with_token else {}
+        answer = self._send("GET", parts, deadline, max_bytes, plain | letter)
+        if answer.status == 401 and self._token.forget(letter):
+            answer = self._send("GET", parts, deadline, max_bytes, plain | self.authorization())
         return answer
 
-    def get_json(self, path: str, **query: str | int) -> Any:
+    def get_json(self, path: str, *, with_token: bool = True, **query: str | int) -> Any:
         """What Label Studio's API answers to a GET.
+
+        Args:
+            path: Such as ``/api/projects/``, without the prefix.
+            with_token: False for what anyone may ask.
+            query: The part after the question mark.
 
         Raises:
             UpstreamError: Any refusal, as a sentence.
         """
         url = self.resolve(path) + (f"?{urlencode(query)}" if query else "")
         deadline = Deadline(self._settings.timeout_s)
-        answer = self.send(url, deadline=deadline, max_bytes=_JSON_BYTES)
+        answer = self.send(url, deadline=deadline, max_bytes=_JSON_BYTES, with_token=with_token)
         if not 200 <= answer.status < 300:
             raise self.explain(answer)
         return self._json(answer)
@@ -315,8 +322,8 @@ class LabelStudioClient:
 
 
 def is_file_path(path: str) -> bool:
-    """Whether a path is one under which Label Studio serves the files of tasks."""
-    return _FILE_PATH.match(path) is not None
+    """Whether a path, perhaps behind a prefix, is one where Label Studio serves tasks' files."""
+    return _FILE_PATH.search(path) is not None
 
 
 def is_loopback(url: str) -> bool:

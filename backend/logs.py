@@ -23,7 +23,7 @@ class LogSettings:
     """What is written to the log."""
 
     level: str = "INFO"
-    """`DEBUG`, `INFO`, `WARNING` or `ERROR`; INFO is one line per request."""
+    # `DEBUG`, `INFO`, `WARNING` or `ERROR`; INFO is one line per request.
 
     def __post_init__(self) -> None:
         """Refuse a level that is none."""

@@ -244,7 +244,7 @@ def _read_region(result: dict[str, Any], labels: tuple[str, ...]) -> PromptRegio
             _number(value, "rotation", 0.0),
         )
     width, height = result.get("original_width"), result.get("original_height")
-    has_size = isinstance(width, int) and isinstance(height, int)
+    seen = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     item_index = result.get("item_index")
     if item_index is not None and not _is_index(item_index):
         raise PromptError("The prompt's item_index should be a number from 0. Reload the page.")
@@ -253,7 +253,7 @@ def _read_region(result: dict[str, Any], labels: tuple[str, ...]) -> PromptRegio
         to_name=str(result.get("to_name") or ""),
         labels=labels,
         item_index=item_index,
-        original_size_hw=(height, width) if has_size else None,
+        original_size_hw=seen,
     )
 
 

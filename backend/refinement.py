@@ -18,6 +18,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from backend.embeddings import ByteBudget
 from edgesam_core.arrays import LogitsMap
@@ -29,7 +30,7 @@ class RefinementSettings:
     """How many earlier masks are kept."""
 
     cache_bytes: int = 16 * 1024 * 1024
-    """Bytes of memory for earlier logits; one takes 0.13 MB at input size 1024."""
+    # Bytes of memory for earlier logits; one takes 0.13 MB at input size 1024.
 
     def __post_init__(self) -> None:
         """Refuse a negative budget."""
@@ -42,7 +43,7 @@ class Refinement:
 
     def __init__(self, settings: RefinementSettings) -> None:
         """Start empty."""
-        self._kept: ByteBudget[np.ndarray] = ByteBudget(settings.cache_bytes)
+        self._kept: ByteBudget[npt.NDArray[np.float16]] = ByteBudget(settings.cache_bytes)
 
     def extend(self, embedding_key: str, prompt: Prompt) -> Prompt:
         """The prompt, with the earlier logits if it extends an answered prompt by one click.

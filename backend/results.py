@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import secrets
 import string
@@ -24,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from backend.bitmask_png import bitmask_png
 from backend.label_config import Output, Shape
 from edgesam_core.clean import remove_specks
 from edgesam_core.decode import Prompt
@@ -43,16 +42,16 @@ class ResultSettings:
     """How a mask is turned into regions."""
 
     polygon_tolerance_px: float = 1.0
-    """Pixels of the original image by which a polygon may leave the mask's outline; 0 keeps every
-    corner."""
+    # Pixels of the original image by which a polygon may leave the mask's outline; 0 keeps every
+    # corner.
     polygon_max_vertices: int = 300
-    """Corners of a polygon at most; where the tolerance would give more, it grows."""
+    # Corners of a polygon at most; where the tolerance would give more, it grows.
     min_region_px: int = 64
-    """Islands and holes of fewer pixels are removed (ragged regions freeze the page); the largest
-    island always stays."""
+    # Islands and holes of fewer pixels are removed (ragged regions freeze the page); the largest
+    # island always stays.
     outputs: str = "first"
-    """`first`: one region per object, in the first control that can hold it. `all`: one in each
-    kind of control that the config offers beside its smart tools."""
+    # `first`: one region per object, in the first control that can hold it. `all`: one in each
+    # kind of control that the config offers beside its smart tools.
 
     def __post_init__(self) -> None:
         """Refuse values that make no region."""
@@ -174,7 +173,8 @@ def _brush_value(suggested: Suggested, settings: ResultSettings) -> dict[str, An
 
 
 def _bitmask_value(suggested: Suggested, settings: ResultSettings) -> dict[str, Any]:
-    return {"imageDataURL": bitmask_data_url(suggested.mask)}
+    png = base64.b64encode(bitmask_png(suggested.mask)).decode("ascii")
+    return {"imageDataURL": f"data:image/png;base64,{png}"}
 
 
 def _polygon_value(suggested: Suggested, settings: ResultSettings) -> dict[str, Any]:
@@ -204,22 +204,6 @@ _VALUE_OF: dict[Shape, Callable[[Suggested, ResultSettings], dict[str, Any]]] = 
     "polygon": _polygon_value,
     "rectangle": _rectangle_value,
 }
-
-
-def bitmask_data_url(mask: WindowedMask) -> str:
-    """The mask as a PNG of the whole image: opaque black where it is set, else transparent.
-
-    RGBA although a palette would be smaller: that is the form the page was seen to accept.
-    """
-    height, width = mask.original_size_hw
-    # Only alpha ever differs from zero, so the image starts blank and one channel is pasted.
-    picture = Image.new("RGBA", (width, height))
-    window = Image.fromarray(mask.window.astype(np.uint8) * 255, mode="L")
-    black = Image.new("RGBA", window.size, (0, 0, 0, 255))
-    picture.paste(black, (mask.x0, mask.y0), window)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getbuffer()).decode("ascii")
 
 
 def _area(ring: npt.NDArray[np.floating]) -> float:

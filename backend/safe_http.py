@@ -88,7 +88,9 @@ def read_url(url: str) -> Url:
     try:
         parts = parse_url(url)
     except LocationParseError as exc:
-        raise ImageError("The image's address cannot be understood. Correct it in the task.") from exc
+        raise ImageError(
+            "The image's address cannot be understood. Correct it in the task."
+        ) from exc
     if parts.scheme not in _DEFAULT_PORTS or not parts.host:
         raise ImageError(
             "The image's address is of a kind that is not fetched. "
@@ -99,12 +101,13 @@ def read_url(url: str) -> Url:
 
 def origin_of(url: Url) -> Origin:
     """Scheme, host and port of an address that ``read_url`` gave."""
-    assert url.scheme is not None and url.host is not None
+    assert url.scheme is not None
+    assert url.host is not None
     return url.scheme, url.host.strip("[]").lower(), url.port or _DEFAULT_PORTS[url.scheme]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet; an IPv4 one inside IPv6 is unwrapped."""
+    """Whether an IP address belongs to the public internet; IPv4 inside IPv6 is unwrapped."""
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.sixtofour or ip.teredo:  # tunnels to an IPv4 address that nobody needs today
@@ -163,8 +166,8 @@ def send(
         ) from exc
     except (OSError, http.client.HTTPException) as exc:
         raise UpstreamError(
-            f"{host} cannot be reached or broke off its answer. Check the address and that it is up.",
-            detail=repr(exc),
+            f"{host} cannot be reached, or broke off its answer. Check that it is up.",
+            detail=f"{type(exc).__name__} {getattr(exc, 'strerror', None) or ''}".strip(),
         ) from exc
 
 
@@ -254,7 +257,7 @@ def _exchange(
 def _too_large(max_bytes: int) -> ImageTooLarge:
     return ImageTooLarge(
         f"The image is larger than {max_bytes / 1e6:g} MB. "
-        "Make it smaller, or raise EDGESAM_IMAGE_MAX_BYTES."
+        "Make it smaller, or raise EDGESAM_MAX_IMAGE_BYTES."
     )
 
 

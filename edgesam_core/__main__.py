@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgesam_core.bundle import Bundle, find_bundle
+from edgesam_core.bundle import UPSAMPLE_MODES, Bundle, find_bundle
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import EdgeSamError, ImageError, PromptError
 from edgesam_core.image import read_image
@@ -81,20 +81,24 @@ def bundle(options: argparse.Namespace) -> None:
     """Turn a checkpoint into a bundle; needs PyTorch."""
     try:
         from edgesam_core.export.write_bundle import write_bundle
+        from edgesam_core.nn.checkpoint import read_checkpoint
     except ModuleNotFoundError as exc:
         raise EdgeSamError(
-            f"Making a bundle needs the package {exc.name!r}. "
+            f"Making a bundle needs the package {exc.name}. "
             "Install requirements-train.txt, into an environment of its own."
         ) from exc
-    made = write_bundle(
-        options.checkpoint,
+    said = {"licence": options.licence, "origin": options.origin}
+    folder = write_bundle(
+        read_checkpoint(options.checkpoint),
         options.out_dir,
-        name=options.name,
-        licence=options.licence,
-        origin=options.origin,
+        name=options.name or options.out_dir.name,
         input_size=options.input_size,
+        upsample=options.upsample,
+        overwrite=options.overwrite,
+        **{key: value for key, value in said.items() if value is not None},
     )
-    print(f"{made.manifest.name} {made.manifest.version} lies in {options.out_dir}")
+    manifest = Bundle.open(folder).manifest
+    print(f"{manifest.name} {manifest.version} lies in {folder}")
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -168,9 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("checkpoint", type=Path, help="an official .pth or .safetensors")
     two.add_argument("out_dir", type=Path)
     two.add_argument("--name", help="what to call the model (the folder's name)")
-    two.add_argument("--licence", default="unknown", help="licence of the weights")
-    two.add_argument("--origin", default="", help="a sentence: where the weights come from")
+    two.add_argument("--licence", help="licence of the weights")
+    two.add_argument("--origin", help="a sentence: where the weights come from")
     two.add_argument("--input-size", type=int, default=1024, help="side of the input in pixels")
+    two.add_argument("--upsample", choices=UPSAMPLE_MODES, default="bicubic")
+    two.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
 
     three = commands.add_parser("fetch", help="official weights become a bundle")
     three.set_defaults(run=fetch)

@@ -20,6 +20,7 @@ Source:
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from edgesam_core.runs import Integers, RowRuns, row_runs
 from edgesam_core.windowed_mask import WindowedMask
@@ -35,11 +36,10 @@ def remove_specks(mask: WindowedMask, *, min_area_px: int) -> WindowedMask:
         mask: Any mask; returned as it is if there is nothing to do.
         min_area_px: Floor in pixels of the original; 0 and 1 remove nothing.
     """
-    if min_area_px <= 1 or mask.area == 0:
-        return mask
     window = mask.window
-
     islands = row_runs(window)
+    if min_area_px <= 1 or len(islands.rows) == 0:
+        return mask
     label = connected_components(islands, diagonal=False)
     areas = np.bincount(label, weights=islands.lengths)
     stays = areas >= min_area_px
@@ -102,10 +102,8 @@ def _touching_pairs(runs: RowRuns, *, diagonal: bool) -> tuple[Integers, Integer
     return np.repeat(first, touching) + index_in_row, lower
 
 
-def _touches_border(runs: RowRuns) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _touches_border(runs: RowRuns) -> npt.NDArray[np.bool_]:
     height, width = runs.size_hw
     in_edge_row = (runs.rows == 0) | (runs.rows == height - 1)
-    touches: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-        in_edge_row | (runs.starts == 0) | (runs.stops == width)
-    )
+    touches: npt.NDArray[np.bool_] = in_edge_row | (runs.starts == 0) | (runs.stops == width)
     return touches

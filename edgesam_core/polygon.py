@@ -63,7 +63,7 @@ def polygon_to_mask(points: Polygon, size_hw: SizeHW) -> Mask:
     """The pixels whose centre lies in a polygon (even-odd rule).
 
     The exact inverse of an unsimplified ring. Pillow's ``ImageDraw.polygon`` draws the outline
-    too, which makes a shape half a pixel fatter on every side.
+    too: a square of 10 by 10 pixels comes out with 121.
 
     Args:
         points: [N, 2] (x, y) pixels of the original; parts outside the image are cut off.
@@ -96,45 +96,47 @@ def _area(ring: Polygon) -> float:
 def _outer_rings(window: Mask) -> list[Polygon]:
     """Every corner of each island's outer boundary, in order.
 
-    Between two corners a ring runs along a row or a column. Sorted by row, the corners are the
-    ends of the horizontal stretches, two by two; sorted by column, those of the vertical ones. So
-    a ring is followed by taking both partners in turn.
+    Between two corners a boundary runs along a row or a column. The horizontal stretches are read
+    off the pixels; sorted by column, their ends are the ends of the vertical stretches, two by two.
+    A ring is followed by taking both partners in turn.
     """
-    padded = np.pad(window, 1)
-    top_left, top_right = padded[:-1, :-1], padded[:-1, 1:]
-    bottom_left, bottom_right = padded[1:, :-1], padded[1:, 1:]
-    turns = top_left ^ top_right ^ bottom_left ^ bottom_right
-    # Where two pixels of an island meet only at a corner, two bends lie on one point: the first
-    # ends the horizontal stretch from the left, the second begins the one to the right.
-    twice = (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
-    y, x = np.nonzero(turns | twice)
-    corner = np.repeat(np.arange(len(y)), 1 + twice[y, x])
-    y, x = y[corner], x[corner]
-    is_second = np.diff(corner, prepend=-1) == 0
-    # The bend around a pixel at the top right goes up and to the right, so that with these the
-    # second bend is the one that ends the vertical stretch from above.
-    ends_from_above = is_second ^ ~(twice[y, x] & top_right[y, x])
-    down_columns = np.lexsort((~ends_from_above, y, x))
-    vertical_partner = np.empty_like(corner)
+    height, width = window.shape
+    framed = np.zeros((height + 2, width), np.bool_)
+    framed[1:-1] = window
+    steps = np.flatnonzero(framed[:-1] != framed[1:])  # pixel edges between two rows
+    is_above = framed.ravel()[steps]  # the inside is above the edge, not below
+    is_begin = np.diff(steps, prepend=-1) != 1
+    is_begin[1:] |= is_above[1:] != is_above[:-1]  # two pixels meet only at a corner
+    is_begin |= steps % width == 0
+    begins = np.flatnonzero(is_begin)
+    ends = np.append(begins, len(steps))[1:] - 1
+
+    # Corners 2 i and 2 i + 1 are the left and the right end of stretch i.
+    y = np.repeat(steps[begins] // width, 2)
+    x = np.stack([steps[begins] % width, steps[ends] % width + 1], axis=1).ravel()
+    # Where two pixels meet only at a corner, two bends lie on one point; the one around the upper
+    # pixel turns up and ends the vertical stretch from above.
+    turns_down = np.repeat(~is_above[begins], 2)
+    down_columns = np.lexsort((turns_down, y, x))
+    vertical_partner = np.empty_like(down_columns)
     vertical_partner[down_columns[0::2]] = down_columns[1::2]
     vertical_partner[down_columns[1::2]] = down_columns[0::2]
 
-    # The first corner of a ring, in reading order, is its top left one: the pixel at its bottom
-    # right is inside for an outer ring, and in the hole for a hole's.
-    is_outer = bottom_right[y, x].tolist()
     partner = vertical_partner.tolist()
     visited = bytearray(len(partner))
     rings = []
-    for begin in range(len(partner)):
-        if visited[begin]:
+    # The first stretch of a ring, in reading order, is at its top: an outer ring has the inside
+    # below it, the ring of a hole above.
+    for top in range(0, len(partner), 2):
+        if visited[top]:
             continue
-        ring, here = [], begin
+        ring, here = [], top
         while not visited[here]:
-            there = here ^ 1  # the horizontal partner
+            there = here ^ 1  # the stretch's other end
             visited[here] = visited[there] = True
             ring += [here, there]
             here = partner[there]
-        if is_outer[begin]:
+        if turns_down[top]:
             rings.append(np.stack([x[ring], y[ring]], axis=1).astype(np.float64))
     return rings
 
@@ -161,7 +163,8 @@ def _simplify(ring: Polygon, tolerance_px: float, max_vertices: int) -> Polygon:
         kept.append(corner)
         push(first, corner)
         push(corner, last)
-    return ring[np.sort(kept)]
+    polygon: Polygon = ring[np.sort(kept)]
+    return polygon
 
 
 def _farthest(points: Polygon, first: int, last: int) -> tuple[float, int]:

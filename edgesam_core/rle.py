@@ -27,6 +27,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,8 @@ RUN_SIZES = np.array([3, 4, 8, 16])
 HEADER_BITS = 32 + 5 + 4 * 4
 ALPHA_THRESHOLD = 128
 """Alpha from which a pixel belongs to the mask: the editor's strokes have soft edges."""
+
+DAMAGED = "The brush region's RLE is cut short or damaged. Draw the region again."
 
 
 def mask_to_brush_rle(mask: WindowedMask) -> list[int]:
@@ -87,15 +90,13 @@ def brush_rle_to_mask(rle: Sequence[int], size_hw: SizeHW) -> Mask:
     Raises:
         PromptError: The RLE is damaged, or belongs to an image of another size.
     """
-    try:
-        stream = bytes(rle)
-    except (TypeError, ValueError) as exc:
-        raise PromptError(
-            "The brush region's RLE is not a list of numbers from 0 to 255. Draw the region again."
-        ) from exc
-    height, width = size_hw
-    samples = _decode_samples(stream, expected_count=height * width * CHANNELS)
-    return samples.reshape(height, width, CHANNELS)[:, :, 3] >= ALPHA_THRESHOLD
+    stream = _as_bytes(rle)
+    run_sizes = _read_header(stream, size_hw)
+    codes = _find_codes(stream, size_hw[0] * size_hw[1] * CHANNELS, run_sizes)
+    values, counts = _read_values(stream, codes)
+    # Alpha is every fourth sample: so many of them end before the end of each run.
+    alphas = np.diff(np.cumsum(counts) // CHANNELS, prepend=0)
+    return np.repeat(values >= ALPHA_THRESHOLD, alphas).reshape(size_hw)
 
 
 # Encoding
@@ -112,11 +113,9 @@ def _alternating_runs(mask: WindowedMask) -> tuple[npt.NDArray[np.bool_], Intege
     row_begins = (runs.rows + mask.y0) * width + mask.x0
     starts, stops = row_begins + runs.starts, row_begins + runs.stops
     # A run that reaches the right edge goes on in one that begins at the left edge below.
-    continues = starts[1:] == stops[:-1]
-    toggles = np.empty((len(starts) - np.count_nonzero(continues), 2), np.int64)
-    toggles[:, 0] = starts[np.insert(~continues, 0, np.True_)[: len(starts)]]
-    toggles[:, 1] = stops[np.append(~continues, np.True_)[: len(stops)]]
-    lengths = np.diff(toggles.ravel(), prepend=0, append=height * width)
+    joints = np.flatnonzero(starts[1:] == stops[:-1])
+    toggles = np.stack([np.delete(starts, joints + 1), np.delete(stops, joints)], axis=1).ravel()
+    lengths = np.diff(toggles, prepend=0, append=height * width)
     is_white = np.arange(len(lengths)) % 2 == 1
     return is_white[lengths > 0], lengths[lengths > 0]
 
@@ -174,70 +173,80 @@ def _pack_bits(codes: Integers, bits: Integers) -> bytes:
 # Decoding
 
 
-def _decode_samples(stream: bytes, *, expected_count: int) -> npt.NDArray[np.uint8]:
-    """All samples of a stream, one after the other, [expected_count] uint8."""
-    damaged = PromptError("The brush region's RLE is cut short or damaged. Draw the region again.")
-    if 8 * len(stream) < HEADER_BITS:
-        raise damaged
-    header = int.from_bytes(stream[:7], "big") >> 56 - HEADER_BITS
-    sample_count, value_bits = header >> 21, (header >> 16 & 31) + 1
-    run_sizes = [(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
-    if value_bits != VALUE_BITS:
-        raise damaged
-    if sample_count != expected_count:
-        raise PromptError(
-            f"The brush region has {sample_count // CHANNELS} pixels where its image has "
-            f"{expected_count // CHANNELS}. Draw it again on this image."
-        )
+@dataclass(frozen=True, eq=False)
+class _Codes:
+    """What stands where in a stream.
 
-    repeated, counts, value_begins = _find_codes(stream, sample_count, run_sizes, damaged)
-    entries = np.where(repeated, 1, counts)  # values that follow the code's count
-    first_entry = np.cumsum(entries) - entries
-    index_in_code = np.arange(entries.sum()) - np.repeat(first_entry, entries)
-    values = _read_bytes(stream, np.repeat(value_begins, entries) + VALUE_BITS * index_in_code)
-    return np.repeat(values, np.repeat(np.where(repeated, counts, 1), entries))
-
-
-def _find_codes(
-    stream: bytes, sample_count: int, run_sizes: list[int], damaged: PromptError
-) -> tuple[npt.NDArray[np.bool_], Integers, Integers]:
-    """Walk the stream from code to code: only the one before tells where the next begins.
-
-    Returns:
-        For each of the codes: whether its value is repeated, the number of its samples, and the
-        bit at which its first value begins.
+    Attributes:
+        is_repeated: [C] True: one value follows; False: as many as the code has samples.
+        counts: [C] samples that the code stands for.
+        value_begins: [C] the bit of the stream at which the first value begins.
     """
+
+    is_repeated: npt.NDArray[np.bool_]
+    counts: Integers
+    value_begins: Integers
+
+
+def _as_bytes(rle: Sequence[int]) -> bytes:
+    try:
+        # Not just bytes(rle): of a number it would make that many zeros.
+        return bytes(iter(rle))
+    except (TypeError, ValueError) as exc:
+        raise PromptError(
+            "The brush region's RLE is not a list of numbers from 0 to 255. Draw the region again."
+        ) from exc
+
+
+def _read_header(stream: bytes, size_hw: SizeHW) -> list[int]:
+    """The four run sizes, after the rest of the header was found to fit the image."""
+    if 8 * len(stream) < HEADER_BITS:
+        raise PromptError(DAMAGED)
+    header = int.from_bytes(stream[:7], "big") >> 56 - HEADER_BITS
+    if (header >> 16 & 31) + 1 != VALUE_BITS:
+        raise PromptError(DAMAGED)
+    height, width = size_hw
+    sample_count = header >> 21
+    if sample_count != height * width * CHANNELS:
+        raise PromptError(
+            f"The brush region has {sample_count // CHANNELS} pixels, its image {width}x{height}. "
+            "Draw the region again on this image."
+        )
+    return [(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
+
+
+def _find_codes(stream: bytes, sample_count: int, run_sizes: list[int]) -> _Codes:
+    """Walk the stream from code to code: only the one before tells where the next begins."""
     padded = np.frombuffer(stream + bytes(3), np.uint8).astype(np.int64)
-    # The 32 bits that begin at each byte: enough for a code's 3 + 16 bits from any bit of it.
-    windows = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
-    window_at = windows.tolist()
-    total_bits = 8 * len(stream)
-    repeated, counts, value_begins = [], [], []
+    # The 32 bits that begin at each byte: from any bit of it, enough for a code's 3 + 16 bits.
+    window_at = (padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]).tolist()
+    stream_bits = 8 * len(stream)
+    is_repeated, counts, value_begins = [], [], []
     position, missing = HEADER_BITS, sample_count
-    while missing > 0:
-        if position >= total_bits:
-            raise damaged
-        code = window_at[position >> 3] << (position & 7) & 0xFFFFFFFF
+    while missing > 0 and position < stream_bits:
+        code = window_at[position >> 3] << (position & 7)  # from bit 31 downwards
+        repeats = code >> 31 & 1
         size = run_sizes[code >> 29 & 3]
-        count = (code >> 29 - size & (1 << size) - 1) + 1
-        is_repeated = code >> 31
-        repeated.append(is_repeated)
+        count = (code >> (29 - size) & ((1 << size) - 1)) + 1
+        position += 3 + size
+        is_repeated.append(repeats)
         counts.append(count)
-        value_begins.append(position + 3 + size)
-        position += 3 + size + (VALUE_BITS if is_repeated else VALUE_BITS * count)
+        value_begins.append(position)
+        position += VALUE_BITS if repeats else VALUE_BITS * count
         missing -= count
-    if missing < 0 or position > total_bits:
-        raise damaged
-    return (
-        np.array(repeated, np.bool_),
-        np.array(counts, np.int64),
-        np.array(value_begins, np.int64),
-    )
+    if missing != 0 or position > stream_bits:
+        raise PromptError(DAMAGED)
+    return _Codes(np.array(is_repeated, np.bool_), np.array(counts), np.array(value_begins))
 
 
-def _read_bytes(stream: bytes, bit_positions: Integers) -> npt.NDArray[np.uint8]:
-    """The eight bits at each position."""
+def _read_values(stream: bytes, codes: _Codes) -> tuple[npt.NDArray[np.uint8], Integers]:
+    """All values in order, and how many samples each stands for."""
+    value_counts = np.where(codes.is_repeated, 1, codes.counts)
+    first_value = np.cumsum(value_counts) - value_counts
+    index_in_code = np.arange(value_counts.sum()) - np.repeat(first_value, value_counts)
+    bit = np.repeat(codes.value_begins, value_counts) + VALUE_BITS * index_in_code
+
     padded = np.frombuffer(stream + bytes(1), np.uint8).astype(np.uint16)
-    pairs = padded[:-1] << 8 | padded[1:]
-    shifts = (8 - (bit_positions & 7)).astype(np.uint16)
-    return (pairs[bit_positions >> 3] >> shifts).astype(np.uint8)
+    sixteen_bits_at = padded[:-1] << 8 | padded[1:]
+    values = (sixteen_bits_at[bit >> 3] >> (8 - (bit & 7)).astype(np.uint16)).astype(np.uint8)
+    return values, np.repeat(np.where(codes.is_repeated, codes.counts, 1), value_counts)

@@ -1,8 +1,8 @@
 """Masks as runs of True pixels, row by row, and back.
 
-What up-scaling, cleaning, polygons and RLE have in common: a mask of twelve million pixels has a few
-thousand places where it changes, and everything about it can be worked out from those. This file
-finds the places and paints pixels from them; it knows nothing of windows, images or file formats.
+What up-scaling, cleaning, polygons and RLE have in common: a mask of twelve million pixels has a
+few thousand places where it changes, and everything about it can be worked out from those. This
+file finds the places and paints pixels from them; it knows nothing of images or file formats.
 
 NumPy paints with ``np.repeat``, which is a ``memset`` per run, so that both directions cost one
 pass over the pixels.
@@ -52,10 +52,8 @@ class RowRuns:
     def paint(self) -> Mask:
         """The mask [H, W] that has exactly these runs."""
         row_begins = self.rows * self.size_hw[1]
-        toggles = np.empty(2 * len(self.rows), np.int64)
-        toggles[0::2] = row_begins + self.starts
-        toggles[1::2] = row_begins + self.stops
-        return paint_toggles(toggles, self.size_hw)
+        toggles = np.stack([row_begins + self.starts, row_begins + self.stops], axis=1)
+        return paint_toggles(toggles.ravel(), self.size_hw)
 
 
 def row_runs(mask: Mask) -> RowRuns:

@@ -58,7 +58,7 @@ def upscale(
     Source:
         segment-anything, ``Sam.postprocess_masks``.
     """
-    _check(low_res_logits, input_size, input_size_hw)
+    _check(low_res_logits, input_size, input_size_hw, original_size_hw)
     height, width = original_size_hw
     samples_per_cell = input_size // low_res_logits.shape[1]
 
@@ -86,7 +86,9 @@ def upscale(
     return _fill(ys[rows], xs, original_size_hw)
 
 
-def _check(low_res_logits: LogitsMap, input_size: int, input_size_hw: SizeHW) -> None:
+def _check(
+    low_res_logits: LogitsMap, input_size: int, input_size_hw: SizeHW, original_size_hw: SizeHW
+) -> None:
     check_shape(low_res_logits, (None, None), "low_res_logits")
     if any(side < 1 or input_size % side for side in low_res_logits.shape):
         raise ValueError(
@@ -94,6 +96,8 @@ def _check(low_res_logits: LogitsMap, input_size: int, input_size_hw: SizeHW) ->
         )
     if not all(1 <= side <= input_size for side in input_size_hw):
         raise ValueError(f"input_size_hw: expected 1..{input_size}, got {input_size_hw}")
+    if min(original_size_hw) < 1:
+        raise ValueError(f"original_size_hw: expected at least 1x1, got {original_size_hw}")
     if not np.isfinite(low_res_logits).all():
         raise ValueError("low_res_logits: expected finite numbers, got NaN or infinity")
 
@@ -131,9 +135,9 @@ def _resize_rows(
         [R] the rows of the original, ascending, and their logits [R, w].
     """
     in_frame = _Taps.of(input_size, len(columns))[:input_height].mix(columns)
-    can_be_positive = (in_frame > 0).any(axis=1)
+    highest = in_frame.max(axis=1)
     taps = _Taps.of(height, input_height)
-    ys = np.flatnonzero(can_be_positive[taps.lower] | can_be_positive[taps.upper])
+    ys = np.flatnonzero((highest[taps.lower] > 0) | (highest[taps.upper] > 0))
     return ys, taps[ys].mix(in_frame)
 
 

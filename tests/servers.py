@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,18 @@ def _running(command: list[str], log: Path, **options: Any) -> Iterator[subproce
             process.wait()
 
 
-def _wait_until_answered(
-    process: subprocess.Popen[bytes], port: int, log: Path, seconds: float
+def _wait(
+    process: subprocess.Popen[bytes], is_there: Callable[[], bool], log: Path, seconds: float
 ) -> None:
+    """Return once it is there; the end of the log is the reason where it never is."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), closing(socket.create_connection(("127.0.0.1", port), timeout=1)):
-            return
+        with suppress(OSError):
+            if is_there():
+                return
         time.sleep(0.05)
     tail = log.read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"{process.args!r} did not answer on port {port}:\n{tail}")
+    raise RuntimeError(f"{process.args!r} was not ready within {seconds:.0f} s:\n{tail}")
 
 
 @contextmanager
@@ -62,7 +64,12 @@ def running_redis(redis_server: str, folder: Path) -> Iterator[str]:
     port, log = free_port(), folder / "redis.log"
     command = [redis_server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     with _running([*command, "--save", "", "--appendonly", "no"], log) as process:
-        _wait_until_answered(process, port, log, seconds=10)
+
+        def accepts() -> bool:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return True
+
+        _wait(process, accepts, log, seconds=10)
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -71,6 +78,7 @@ class RunningBackend:
     """Our server under gunicorn, as `make serve` starts it."""
 
     url: str
+    """What Label Studio would be given, secret path included."""
     pid: int
     """The master's; its one worker is its child."""
     log: Path
@@ -80,7 +88,7 @@ class RunningBackend:
 def running_backend(
     model: Path | str, folder: Path, environ: Mapping[str, str] | None = None
 ) -> Iterator[RunningBackend]:
-    """Serve a bundle; yields once /health answers.
+    """Serve a bundle; yields once the model is loaded.
 
     Args:
         model: What MODEL is set to: a folder with a bundle, or its name under models/.
@@ -96,12 +104,17 @@ def running_backend(
         "MODEL": str(model),
         **(environ or {}),
     }
+    secret = settings.get("EDGESAM_URL_SECRET", "")
+    url = f"http://127.0.0.1:{port}{secret and '/' + secret}"
     command = [sys.executable, "-m", "gunicorn", "_wsgi:app"]
     with _running(command, log, cwd=REPOSITORY, env=settings) as process:
-        _wait_until_answered(process, port, log, seconds=60)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60):
-            pass
-        yield RunningBackend(f"http://127.0.0.1:{port}", process.pid, log)
+
+        def is_ready() -> bool:
+            with urllib.request.urlopen(url + "/ready", timeout=10) as answer:
+                return bool(answer.status == 200)
+
+        _wait(process, is_ready, log, seconds=60)
+        yield RunningBackend(url, process.pid, log)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from timm.models.repvit import ConvNorm, RepVggDw
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,7 +25,7 @@ class ScaledConv(nn.Module):
     to be stored in fp32 or rounded a second time (a relative 1.5e-3 on the embedding).
     """
 
-    def __init__(self, conv_norm: ConvNorm) -> None:
+    def __init__(self, conv_norm: nn.Module) -> None:
         """Take over the weights of a convolution and the scale and shift of its norm."""
         super().__init__()
         conv, norm = conv_norm.c, conv_norm.bn
@@ -55,6 +54,9 @@ def fused(module: nn.Module) -> nn.Module:
 
 
 def _fold(module: nn.Module) -> nn.Module:
+    # Not at the top: timm can be imported only once a backbone was built (nn/repvit.py says why).
+    from timm.models.repvit import ConvNorm, RepVggDw
+
     if isinstance(module, RepVggDw):
         depthwise: nn.Module = module.fuse()  # small: 9 weights a channel
         return depthwise

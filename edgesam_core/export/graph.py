@@ -40,9 +40,11 @@ def export_graph(
         dynamic_axes: Input or output name -> axis -> name of the axis, where a length may vary.
     """
     with warnings.catch_warnings(), torch.no_grad():
-        # The successor needs onnxscript; this exporter is what the official files were made with.
-        warnings.filterwarnings("ignore", ".*legacy TorchScript-based", DeprecationWarning)
+        # This exporter is called deprecated, in many places. Its successor needs onnxscript.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # Its shape inference regrets that it cannot fold the reversed list of F.pad; no harm done.
+        warnings.filterwarnings("ignore", "Constant folding - Only steps=1", UserWarning)
         torch.onnx.export(
             module,
             tuple(example.values()),

@@ -1,44 +1,30 @@
-"""Outlines of every kind, and their anti-aliased coverage of pixels.
+"""Outlines of every kind, from a circle to a twig.
 
 An outline lives in a unit frame (roughly -1..1 in x and y) as closed rings, where a ring inside a
-ring is a hole, or as open lines with a width. ``rasterise`` places it in a scene. What fills the
-outline is not decided here (``synth_textures.py``).
+ring is a hole, or as open lines with a width. ``outlines.py`` places it in a scene; what fills it
+is not decided here (``textures.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from distillation.synth_canvas import Coverage
+from distillation.synth.outlines import Outline, Ring
 
-Ring = npt.NDArray[np.float32]
 Rng = np.random.Generator
+Floats = npt.NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A shape in its unit frame.
-
-    Attributes:
-        rings: Each [N, 2] float32, (x, y). Even-odd: a ring inside another cuts a hole.
-        width: 0.0 for filled rings; otherwise the rings are open lines of this width (unit frame).
-    """
-
-    rings: tuple[Ring, ...]
-    width: float = 0.0
-
-
-def _polar(radius: npt.NDArray[np.float64] | float, angle: npt.NDArray[np.float64]) -> Ring:
+def _polar(radius: Floats | float, angle: Floats) -> Ring:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32)
 
 
-def _turn(count: int) -> npt.NDArray[np.float64]:
+def _turn(count: int) -> Floats:
     """``count`` angles once around."""
     return np.arange(count) * (2 * np.pi / count)
 
@@ -273,48 +259,5 @@ def _densified(ring: Ring) -> Ring:
     if len(ring) > 24:
         return ring
     share = np.arange(8, dtype=np.float32)[None, :, None] / 8
-    return (ring[:, None] * (1 - share) + np.roll(ring, -1, axis=0)[:, None] * share).reshape(-1, 2)
-
-
-def rasterise(
-    outline: Outline,
-    scene_size: int,
-    *,
-    centre_xy: tuple[float, float],
-    radius_px: float,
-    aspect: float = 1.0,
-    angle: float = 0.0,
-) -> Coverage | None:
-    """Place an outline in a scene.
-
-    Args:
-        outline: The shape.
-        scene_size: Side of the square scene in pixels.
-        centre_xy: Where the unit frame's origin lands, in pixels of the scene; may lie outside.
-        radius_px: Pixels per unit of the unit frame along x.
-        aspect: The unit frame's y is scaled by this before turning.
-        angle: Turn in radians.
-
-    Returns:
-        The coverage inside the frame, or None where nothing of it is in the frame.
-    """
-    cosine, sine = np.cos(angle), np.sin(angle)
-    turn = radius_px * np.array([[cosine, sine], [-sine * aspect, cosine * aspect]])
-    rings = [r @ turn + centre_xy for r in outline.rings]
-    width_px = max(outline.width * radius_px, 1.6) if outline.width else 0.0
-    margin = width_px / 2 + 1
-    low = np.min([r.min(axis=0) for r in rings], axis=0) - margin
-    high = np.max([r.max(axis=0) for r in rings], axis=0) + margin
-    x0, y0 = np.clip(np.floor(low), 0, scene_size).astype(int)
-    x1, y1 = np.clip(np.ceil(high), 0, scene_size).astype(int)
-    if x1 - x0 < 2 or y1 - y0 < 2:
-        return None
-    fine = 4 if max(x1 - x0, y1 - y0) <= 128 else 2
-    paper = np.zeros(((y1 - y0) * fine, (x1 - x0) * fine), np.uint8)
-    # OpenCV counts from the centre of a pixel, in sixteenths here; ours counts from its corner.
-    points = [np.rint(((r - (x0, y0)) * fine - 0.5) * 16).astype(np.int32) for r in rings]
-    if width_px:
-        cv2.polylines(paper, points, False, 255, max(round(width_px * fine), 1), shift=4)
-    else:
-        cv2.fillPoly(paper, points, 255, shift=4)
-    return Coverage(cv2.resize(paper, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), x0, y0)
+    pieces = ring[:, None] * (1 - share) + np.roll(ring, -1, axis=0)[:, None] * share
+    return pieces.reshape(-1, 2).astype(np.float32)

@@ -1,10 +1,8 @@
-"""Scenes with exact masks without end: drawn ones here, copy-paste ones in ``synth_paste.py``.
+"""Drawn scenes: what is put where.
 
-They teach the decoder where a box, an edge, a part and a whole are, before and between photos. This
-file composes drawn scenes out of acts (scattered things, rows of equal ones, bodies with limbs,
-cells, facades, wires); outlines come from ``synth_shapes.py``, what fills them from
-``synth_textures.py``, occlusion from ``synth_canvas.py``, and ``synth_camera.py`` takes the picture.
-NumPy and OpenCV only, a few milliseconds a scene; the same ``rng`` state gives the same scene.
+A scene is composed out of acts: scattered things, rows of equal ones, bodies with limbs, cells,
+facades, wires, crooked regions. ``shapes.py`` has the outlines, ``painter.py`` puts one onto the
+canvas, ``canvas.py`` keeps the masks, ``camera.py`` takes the picture.
 """
 
 from __future__ import annotations
@@ -14,130 +12,37 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from distillation.synth_camera import through_camera
-from distillation.synth_canvas import Canvas, Coverage, Scene, UInt8Array
-from distillation.synth_paste import Cutout, CutoutLibrary, load_cutouts, paste_scene
-from distillation.synth_shapes import (
+from distillation.synth.camera import through_camera
+from distillation.synth.canvas import Coverage, Scene, UInt8Array
+from distillation.synth.outlines import Outline
+from distillation.synth.painter import Painter
+from distillation.synth.shapes import (
     SIMPLE,
     SOLID,
-    Outline,
     any_outline,
     branches,
     ellipse,
     fourier_blob,
     noise_blob,
-    rasterise,
     rectangle,
     stroke,
 )
-from distillation.synth_textures import (
-    Colour,
-    Rng,
-    drawn_texture,
-    lit,
-    near_colour,
-    photo_texture,
-    random_colour,
-    soft_shadow,
-)
-
-__all__ = ["Cutout", "CutoutLibrary", "Scene", "load_cutouts", "paste_scene", "procedural_scene"]
+from distillation.synth.textures import Rng, clouds, near_colour, random_colour
 
 LEAST_MASKS, MOST_MASKS = 3, 20
 
 
-class _Painter:
-    """A canvas with its light and its stock of photos: paints one outline at a time."""
-
-    def __init__(self, rng: Rng, size: int, photos: Sequence[UInt8Array]) -> None:
-        self.rng, self.size, self.photos = rng, size, photos
-        angle = rng.uniform(0, 2 * np.pi)
-        self.light_xy = (float(np.cos(angle)), float(np.sin(angle)))
-        self.has_relief = rng.random() < 0.6
-        self.has_shadows = rng.random() < 0.5
-        self.contrast = 0.15 if rng.random() < 0.75 else 0.7  # share of objects that hardly differ
-        self.canvas = Canvas(self.texture(size, size, random_colour(rng), photo_share=0.55).copy())
-
-    def texture(
-        self, height: int, width: int, base: Colour, *, photo_share: float = 0.35
-    ) -> UInt8Array:
-        """Something to fill a window with, [height, width, 3]."""
-        if self.photos and self.rng.random() < photo_share:
-            return photo_texture(self.rng, height, width, self.photos, base)
-        return drawn_texture(self.rng, height, width, base)
-
-    def colour_on(self, cover: Coverage) -> Colour:
-        """A colour for an object here; now and then close to what is below it."""
-        if self.rng.random() >= self.contrast:
-            return random_colour(self.rng)
-        below = np.array(cv2.mean(self.canvas.image[cover.window])[:3], np.float32)
-        return near_colour(self.rng, below, self.rng.uniform(14, 35))
-
-    def place(
-        self, outline: Outline, xy: tuple[float, float], radius_px: float, **pose: float
-    ) -> Coverage | None:
-        """The outline in the frame, its edge as sharp or soft as chance will have it."""
-        cover = rasterise(outline, self.size, centre_xy=xy, radius_px=radius_px, **pose)
-        if cover is not None and self.rng.random() < 0.25:
-            soft = cv2.GaussianBlur(cover.alpha, (0, 0), self.rng.uniform(0.5, 1.2))
-            cover = Coverage(soft, cover.x0, cover.y0)
-        return cover
-
-    def paint(
-        self,
-        cover: Coverage | None,
-        *,
-        colour: Colour | None = None,
-        parent: int = 0,
-        inside: bool = False,
-    ) -> int:
-        """Fill and paint a coverage; 0 where there was nothing to paint."""
-        if cover is None or self.canvas.is_full:
-            return 0
-        rng = self.rng
-        rgb = self.texture(*cover.alpha.shape, self.colour_on(cover) if colour is None else colour)
-        if self.has_relief and not inside and rng.random() < 0.7:
-            rgb = lit(rng, rgb, cover.alpha, self.light_xy)
-        if self.has_shadows and not inside and rng.random() < 0.7:
-            reach = float(np.clip(0.15 * max(cover.alpha.shape), 1.5, 0.05 * self.size))
-            shade, margin = soft_shadow(
-                cover.alpha, blur_px=reach * 0.7, strength=rng.uniform(0.2, 0.6)
-            )
-            self.canvas.darken(
-                shade,
-                round(cover.x0 - margin - reach * self.light_xy[0]),
-                round(cover.y0 - margin - reach * self.light_xy[1]),
-            )
-        return self.canvas.paint(cover, rgb, parent=parent, inside=inside)
-
-    def somewhere(self) -> tuple[float, float]:
-        """A point of the frame."""
-        x, y = self.rng.uniform(0.05, 0.95, 2) * self.size
-        return float(x), float(y)
-
-    def radius(self, low: float, high: float) -> float:
-        """Pixels; ``low`` and ``high`` are shares of the side, small ones as common as large."""
-        return self.size * float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
-
-    def pose(self) -> dict[str, float]:
-        """Any turn, and an aspect of 0.3 to 1."""
-        return {
-            "aspect": float(self.rng.uniform(0.3, 1.0)),
-            "angle": float(self.rng.uniform(0, 2 * np.pi)),
-        }
-
-
-def _thing(painter: _Painter) -> None:
+def _thing(painter: Painter) -> None:
     """One shape of any kind, sometimes with marks on it."""
     rng = painter.rng
-    radius = painter.radius(0.035, 0.3)
+    radius = painter.radius(0.05, 0.45)
     xy = painter.somewhere()
     whole = painter.paint(painter.place(any_outline(rng), xy, radius, **painter.pose()))
     if whole and radius > 0.08 * painter.size and rng.random() < 0.3:
         _marks(painter, whole, xy, radius)
 
 
-def _marks(painter: _Painter, whole: int, xy: tuple[float, float], radius: float) -> None:
+def _marks(painter: Painter, whole: int, xy: tuple[float, float], radius: float) -> None:
     """Parts that lie inside a whole: eye, label, button, window."""
     rng = painter.rng
     for _ in range(int(rng.integers(1, 4))):
@@ -149,16 +54,18 @@ def _marks(painter: _Painter, whole: int, xy: tuple[float, float], radius: float
         painter.paint(mark, parent=whole, inside=True)
 
 
-def _row(painter: _Painter) -> None:
+def _row(painter: Painter) -> None:
     """Equal small things in a row, a grid or a heap: the pattern's pieces are objects."""
     rng = painter.rng
     kind = any_outline(rng)
     colour = random_colour(rng)
-    radius = painter.radius(0.025, 0.08)
+    radius = painter.radius(0.025, 0.1)
+    side = int(2.6 * radius) + 4
+    sheet = painter.texture(side, side, colour)
     pose = painter.pose()
-    columns, rows = int(rng.integers(2, 6)), int(rng.integers(1, 5))
+    columns, rows = int(rng.integers(2, 6)), int(rng.integers(1, 4))
     step = radius * rng.uniform(1.7, 3.2)
-    tilt, loose = rng.uniform(-0.5, 0.5), rng.choice([0.0, 0.1, 0.6]) * step
+    tilt, loose = rng.uniform(-0.5, 0.5), (0.0, 0.1, 0.6)[int(rng.integers(3))] * step
     origin = np.array(painter.somewhere())
     across = np.array([np.cos(tilt), np.sin(tilt)]) * step
     down = np.array([-across[1], across[0]])
@@ -168,17 +75,20 @@ def _row(painter: _Painter) -> None:
             at = at + rng.normal(0, 1, 2) * loose
             if loose:
                 pose = {**pose, "angle": float(rng.uniform(0, 2 * np.pi))}
-            own = colour if rng.random() < 0.7 else near_colour(rng, colour, rng.uniform(10, 60))
-            painter.paint(painter.place(kind, (at[0], at[1]), radius, **pose), colour=own)
+            cover = painter.place(kind, (at[0], at[1]), radius, **pose)
+            if rng.random() < 0.7:
+                painter.paint(cover, sheet=sheet)
+            else:
+                painter.paint(cover, colour=near_colour(rng, colour, rng.uniform(10, 60)))
 
 
-def _body(painter: _Painter) -> None:
+def _body(painter: Painter) -> None:
     """A body with limbs: 2 to 4 touching parts of which each is an object, and their union too."""
     rng, canvas = painter.rng, painter.canvas
     if canvas.is_full:
         return
     whole = canvas.group()
-    xy, radius = painter.somewhere(), painter.radius(0.07, 0.22)
+    xy, radius = painter.somewhere(), painter.radius(0.09, 0.32)
     colour = random_colour(rng)
     limbs = []
     for _ in range(int(rng.integers(1, 4))):
@@ -197,7 +107,7 @@ def _body(painter: _Painter) -> None:
         painter.paint(cover, colour=own, parent=whole)
 
 
-def _cells(painter: _Painter) -> None:
+def _cells(painter: Painter) -> None:
     """Soft bodies of one kind with a kernel each."""
     rng = painter.rng
     outer, inner = random_colour(rng), random_colour(rng)
@@ -215,7 +125,7 @@ def _cells(painter: _Painter) -> None:
             painter.paint(cover, colour=inner, parent=cell, inside=True)
 
 
-def _facade(painter: _Painter) -> None:
+def _facade(painter: Painter) -> None:
     """A board with a grid of panes, some of them divided again: facade, shelf, keyboard, rack."""
     rng = painter.rng
     radius = painter.radius(0.15, 0.4)
@@ -229,6 +139,8 @@ def _facade(painter: _Painter) -> None:
     fill = rng.uniform(0.3, 0.8)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     half = radius * np.array([1 / columns, aspect / rows])
+    side = int(2 * half.max()) + 4
+    sheet = painter.texture(side, side, colour)
     for row in range(rows):
         for column in range(columns):
             grid = (2 * np.array([column, row]) + 1 - (columns, rows)) * half * 0.9
@@ -236,13 +148,13 @@ def _facade(painter: _Painter) -> None:
             cover = painter.place(
                 pane, (at[0], at[1]), half[0] * fill, aspect=half[1] / half[0], angle=angle
             )
-            own = colour if rng.random() < 0.8 else None
-            part = painter.paint(cover, colour=own, parent=board, inside=True)
+            own = sheet if rng.random() < 0.8 else None
+            part = painter.paint(cover, sheet=own, parent=board, inside=True)
             if part and rng.random() < 0.15:
                 _marks(painter, part, (at[0], at[1]), float(half.min()) * fill)
 
 
-def _wires(painter: _Painter) -> None:
+def _wires(painter: Painter) -> None:
     """Thin curved strokes and twigs, often longer than the frame."""
     rng = painter.rng
     for _ in range(int(rng.integers(1, 4))):
@@ -251,7 +163,7 @@ def _wires(painter: _Painter) -> None:
         painter.paint(painter.place(thin, painter.somewhere(), painter.radius(0.15, 0.7)))
 
 
-def _region(painter: _Painter) -> None:
+def _region(painter: Painter) -> None:
     """A large piece of the ground: floor, sky, table, road, hill."""
     rng, size = painter.rng, painter.size
     angle = rng.uniform(0, 2 * np.pi)
@@ -262,7 +174,28 @@ def _region(painter: _Painter) -> None:
     painter.paint(painter.place(kind(rng), centre, radius, angle=float(angle)))
 
 
-_ACTS: tuple[tuple[float, Callable[[_Painter], None]], ...] = (
+def _mosaic(painter: Painter) -> None:
+    """The whole ground in regions with crooked borders: fields, rocks, coats, a street."""
+    rng, size, side = painter.rng, painter.size, 64
+    y, x = np.mgrid[:side, :side].astype(np.float32) / side
+    x = x + clouds(rng, side, side, cells=4, roughness=0.4) * np.float32(rng.uniform(0, 1e-3))
+    y = y + clouds(rng, side, side, cells=4, roughness=0.4) * np.float32(rng.uniform(0, 1e-3))
+    seeds = rng.random((int(rng.integers(3, 10)), 2), np.float32)
+    stretch = np.float32(np.exp(rng.normal(0, 0.7)))
+    squared = [(x - sx) ** 2 + stretch * (y - sy) ** 2 for sx, sy in seeds]
+    nearest = np.argmin(squared, axis=0)
+    for index in range(1, len(seeds)):  # the first one's cell stays ground
+        cell = np.where(nearest == index, np.float32(255), np.float32(0))
+        smooth = cv2.resize(cv2.GaussianBlur(cell, (5, 5), 1.0), (size, size))
+        edge = np.float32(size / side / 2)  # steep enough for an edge of about two pixels
+        alpha = np.minimum(np.maximum((smooth - 127.5) * edge + 127.5, 0), 255).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(alpha)
+        if width and height:
+            alpha = alpha[top : top + height, left : left + width]
+            painter.paint(Coverage(np.ascontiguousarray(alpha), left, top), is_flat=True)
+
+
+_ACTS: tuple[tuple[float, Callable[[Painter], None]], ...] = (
     (0.46, _thing), (0.6, _row), (0.78, _body), (0.85, _cells), (0.93, _facade), (1.0, _wires),
 )  # fmt: skip
 """Acts with the upper end of their share of chance."""
@@ -280,12 +213,15 @@ def procedural_scene(rng: Rng, size: int, photos: Sequence[UInt8Array] = ()) -> 
     Returns:
         The scene; the order of masks is the order of painting, wholes before their parts.
     """
-    painter = _Painter(rng, size, photos)
-    while rng.random() < 0.4:
+    painter = Painter(rng, size, photos)
+    if rng.random() < 0.15:
+        _mosaic(painter)
+    while rng.random() < 0.35:
         _region(painter)
     for _ in range(int(rng.integers(2, 8))):
-        chance = rng.random()
-        next(act for upper, act in _ACTS if chance < upper)(painter)
+        if len(painter.canvas) < MOST_MASKS:
+            chance = rng.random()
+            next(act for upper, act in _ACTS if chance < upper)(painter)
     masks = painter.canvas.visible_masks()
     while len(masks) < LEAST_MASKS and not painter.canvas.is_full:
         _thing(painter)

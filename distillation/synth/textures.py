@@ -1,8 +1,8 @@
 """What fills an outline: colours, patterns, pieces of photos, and light on a body.
 
 A drawn texture is a field of levels (uint8, wrapping) looked up in a palette of 256 colours, which
-makes stripes, checks, wood, clouds and gradients one idea. Arrays stay uint8 and window-sized. Where
-things are painted is decided in ``synth.py``.
+makes stripes, checks, wood, clouds and gradients one idea. Arrays stay uint8 and window-sized.
+Where things are painted is decided in ``procedural.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from distillation.synth_canvas import UInt8Array, multiply
+from distillation.synth.canvas import UInt8Array, multiply
 
 Rng = np.random.Generator
-Colour = npt.NDArray[np.float32]
+Colour = tuple[float, float, float]
+"""RGB, 0..255."""
 
 _TILE_PX = 640
 _TILE_SPREAD = 40.0
@@ -25,7 +26,7 @@ _TILE_SPREAD = 40.0
 
 @lru_cache(maxsize=1)
 def _noise_tile() -> UInt8Array:
-    """White noise around 128, [640, 640, 3], drawn once: windows of it are as good as fresh noise."""
+    """White noise around 128, [640, 640, 3]; windows of it are as good as fresh noise."""
     tile = np.random.default_rng(0).normal(128, _TILE_SPREAD, (_TILE_PX, _TILE_PX, 3))
     return np.clip(tile, 0, 255).astype(np.uint8)
 
@@ -43,18 +44,24 @@ def white_noise(rng: Rng, height: int, width: int) -> UInt8Array:
 
 def random_colour(rng: Rng) -> Colour:
     """An RGB colour, more often dull than bright, as in photos."""
-    hue = rng.random(3, np.float32)
-    hue = hue / max(float(hue.max()), 1e-3)
-    saturation, value = rng.beta(1.2, 1.8), rng.uniform(0.05, 1.0)
-    return (255 * value * (1 - saturation * (1 - hue))).astype(np.float32)
+    *hue, chance, brightness = rng.random(5).tolist()
+    saturation, value = chance**1.5, 255 * (0.06 + 0.94 * brightness)
+    most = max(*hue, 1e-3)
+    r, g, b = (value * (1 - saturation * (1 - part / most)) for part in hue)
+    return r, g, b
 
 
 def near_colour(rng: Rng, colour: Colour, distance: float) -> Colour:
     """A colour about ``distance`` levels away, mostly darker or lighter."""
-    direction = rng.normal(0, 0.4, 3) + (1 if rng.random() < 0.5 else -1)
-    step = distance * direction / max(float(np.abs(direction).mean()), 0.2)
-    mirrored = np.where((colour + step < 0) | (colour + step > 255), -step, step)
-    return np.clip(colour + mirrored, 0, 255).astype(np.float32)
+    chance, *tilt = rng.random(4).tolist()
+    brightness = sum(colour) / 3
+    lighter = brightness < distance or (chance < 0.5 and brightness + distance < 255)
+    step = distance if lighter else -distance
+    r, g, b = (
+        min(max(level + step * (0.4 + 1.2 * t), 0.0), 255.0)
+        for level, t in zip(colour, tilt, strict=True)
+    )
+    return r, g, b
 
 
 def clouds(rng: Rng, height: int, width: int, *, cells: int, roughness: float) -> UInt8Array:
@@ -87,22 +94,17 @@ def _ramp(rng: Rng, height: int, width: int, cycles: float, angle: float) -> UIn
 
 def _palette(colours: Sequence[Colour], *, sharp: bool, cyclic: bool) -> UInt8Array:
     """[256, 1, 3] lookup through the colours, in steps or blended; cyclic ends where it starts."""
-    if sharp:
-        table = np.asarray(colours)[np.arange(256) * len(colours) // 256]
-    else:
-        knots = [*colours, colours[0]] if cyclic else list(colours)
-        at = np.linspace(0, len(knots) - 1, 256)
-        left = np.minimum(at.astype(np.intp), len(knots) - 2)
-        stack = np.asarray(knots)
-        table = stack[left] + (stack[left + 1] - stack[left]) * (at - left)[:, None]
-    return table.astype(np.uint8).reshape(256, 1, 3)
+    knots = [*colours, colours[0]] if cyclic and not sharp else list(colours)
+    row = np.array(knots, np.uint8)[:, None]  # [k, 1, 3]
+    way = cv2.INTER_NEAREST if sharp else cv2.INTER_LINEAR
+    return cv2.resize(row, (1, 256), interpolation=way)
 
 
 def drawn_texture(rng: Rng, height: int, width: int, base: Colour) -> UInt8Array:
     """A pattern [height, width, 3] whose first colour is ``base``."""
     kind = rng.random()
     if kind < 0.12:
-        return np.full((height, width, 3), base.astype(np.uint8))
+        return np.full((height, width, 3), np.array(base, np.uint8))
     spread = rng.uniform(8, 40) if rng.random() < 0.6 else rng.uniform(40, 140)
     colours = [base] + [near_colour(rng, base, spread) for _ in range(int(rng.integers(1, 3)))]
     if rng.random() < 0.15:
@@ -136,8 +138,9 @@ def drawn_texture(rng: Rng, height: int, width: int, base: Colour) -> UInt8Array
     else:  # speckle: sand, grain, asphalt
         field = white_noise(rng, height, width)[:, :, 0]
         if rng.random() < 0.5:
-            field = cv2.GaussianBlur(field, (0, 0), rng.uniform(0.6, 2))
-    return cv2.applyColorMap(np.ascontiguousarray(field), _palette(colours, sharp=sharp, cyclic=cyclic))
+            field = cv2.GaussianBlur(field, (5, 5), rng.uniform(0.6, 2))
+    palette = _palette(colours, sharp=sharp, cyclic=cyclic)
+    return cv2.applyColorMap(np.ascontiguousarray(field), palette)
 
 
 def photo_texture(
@@ -157,11 +160,15 @@ def photo_texture(
     if base is not None and rng.random() < 0.6:
         contrast = rng.uniform(0.4, 1.1)
         mean = np.array(cv2.mean(piece)[:3])
-        target = mean + (base - mean) * rng.uniform(0.5, 1.0)
+        target = mean + (np.array(base) - mean) * rng.uniform(0.5, 1.0)
         levels = np.arange(256)[:, None]
-        table = np.clip((levels - mean) * contrast + target, 0, 255).astype(np.uint8)
-        piece = cv2.LUT(piece, table.reshape(256, 1, 3))
+        piece = cv2.LUT(piece, lookup((levels - mean) * contrast + target))
     return piece
+
+
+def lookup(levels: npt.NDArray[np.float64]) -> UInt8Array:
+    """A table for ``cv2.LUT`` from [256, 1 or 3] output levels, which may run over."""
+    return np.minimum(np.maximum(levels, 0), 255).astype(np.uint8)[:, None]
 
 
 def light_on_body(rng: Rng, alpha: UInt8Array, light_xy: tuple[float, float]) -> UInt8Array:
@@ -182,11 +189,11 @@ def light_on_body(rng: Rng, alpha: UInt8Array, light_xy: tuple[float, float]) ->
     )
     depth = cv2.distanceTransform((small > 127).astype(np.uint8), cv2.DIST_L2, 3)
     deepest = max(float(depth.max()), 1.0)
-    relief = cv2.GaussianBlur(np.sqrt(depth / deepest), (0, 0), 1.5)
+    relief = cv2.blur(np.sqrt(depth / deepest), (5, 5))
     slope = cv2.Sobel(relief, cv2.CV_32F, 1, 0) * light_xy[0]
     slope += cv2.Sobel(relief, cv2.CV_32F, 0, 1) * light_xy[1]
     slope *= np.float32(-deepest / 8 * rng.uniform(0.2, 0.7))  # facing away from the light: dark
-    factor = np.clip(128 * (1 + np.clip(slope, -0.6, 0.6)), 30, 210).astype(np.uint8)
+    factor = (128 * (1 + np.minimum(np.maximum(slope, -0.6), 0.6))).astype(np.uint8)
     return cv2.resize(factor, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -197,7 +204,8 @@ def lit(rng: Rng, rgb: UInt8Array, alpha: UInt8Array, light_xy: tuple[float, flo
         height, width = alpha.shape
         spot = np.zeros((24, 24), np.uint8)
         centre = (round(12 + 5 * light_xy[0]), round(12 + 5 * light_xy[1]))
-        cv2.ellipse(spot, centre, (3, 2), rng.uniform(0, 180), 0, 360, int(rng.integers(60, 255)), -1)
+        brightness = int(rng.integers(60, 255))
+        cv2.ellipse(spot, centre, (3, 2), rng.uniform(0, 180), 0, 360, brightness, -1)
         spot = cv2.resize(cv2.blur(spot, (3, 3)), (width, height), interpolation=cv2.INTER_LINEAR)
         rgb = cv2.add(rgb, cv2.cvtColor(spot, cv2.COLOR_GRAY2RGB))
     return rgb

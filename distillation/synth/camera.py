@@ -1,7 +1,7 @@
 """What a camera does to a finished scene: tone, colour cast, uneven light, blur, noise, JPEG.
 
-The masks do not change: nothing here moves an edge. Last step of ``synth.py`` and
-``synth_paste.py``.
+The masks do not change: nothing here moves an edge. Last step of ``procedural.py`` and
+``paste.py``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from distillation.synth_canvas import UInt8Array, multiply
-from distillation.synth_textures import Rng, white_noise
+from distillation.synth.canvas import UInt8Array, multiply
+from distillation.synth.textures import Rng, lookup, white_noise
 
 
 def _tone(rng: Rng, image: UInt8Array, strength: float) -> UInt8Array:
-    """Gamma, contrast, brightness and a colour cast, in one lookup."""
+    """Gamma, contrast, brightness and sometimes a colour cast, in one lookup."""
+    channels = 3 if rng.random() < 0.4 * strength else 1
     levels = np.linspace(0, 1, 256)[:, None] ** np.exp(rng.normal(0, 0.2 * strength))
-    gain = np.exp(rng.normal(0, 0.12 * strength) + rng.normal(0, 0.05 * strength, 3))
+    gain = np.exp(rng.normal(0, 0.12 * strength) + rng.normal(0, 0.07 * strength, channels))
     table = (levels - 0.5) * gain + 0.5 + rng.normal(0, 0.04 * strength)
-    return cv2.LUT(image, np.clip(255 * table, 0, 255).astype(np.uint8).reshape(256, 1, 3))
+    return cv2.LUT(image, lookup(255 * table))
 
 
 def _uneven_light(rng: Rng, image: UInt8Array) -> UInt8Array:
@@ -36,7 +37,7 @@ def _uneven_light(rng: Rng, image: UInt8Array) -> UInt8Array:
 def _blur(rng: Rng, image: UInt8Array) -> UInt8Array:
     """Out of focus, or shaken along one direction."""
     if rng.random() < 0.8:
-        return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+        return cv2.GaussianBlur(image, (5, 5), rng.uniform(0.3, 1.2))
     length = int(rng.integers(2, 4))
     kernel = np.zeros((2 * length + 1, 2 * length + 1), np.float32)
     angle = rng.uniform(0, np.pi)
@@ -81,7 +82,7 @@ def through_camera(rng: Rng, image: UInt8Array, *, strength: float = 1.0) -> UIn
         image = _blur(rng, image)
     if rng.random() < 0.6 * strength:
         image = _noise(rng, image, strength)
-    if rng.random() < 0.07:
+    if rng.random() < 0.05:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if rng.random() < 0.3 * strength:
         image = _jpeg(rng, image)

@@ -1,9 +1,9 @@
-"""The sheet on which synthetic scenes are painted, and the exact masks that remain of what was painted.
+"""The sheet on which synthetic scenes are painted, and the exact masks of what stays visible.
 
 One uint8 map of ids stands beside the picture: whatever is painted later overwrites the ids below
 it, so occlusion costs nothing and visible masks are disjoint by construction. An object may have
 parts: the mask of the whole is then the union of the ids in its subtree. This file does not decide
-what is painted (``synth.py``, ``synth_paste.py``) nor how it looks (``synth_textures.py``).
+what is painted (``procedural.py``, ``paste.py``) nor how it looks (``textures.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_AREA_SHARE = 0.001
 """A mask below this share of the scene is not returned."""
 
 LEAST_VISIBLE_SHARE = 0.15
-"""Of an object covered beyond this, the visible scraps are not returned: nobody would click them."""
+"""Of an object that shows less than this, no mask is returned: nobody would click the scraps."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,14 @@ class Canvas:
         self._parents = [0]
         self._painted_px = [0]
 
+    def __len__(self) -> int:
+        """Number of objects painted so far, visible or not."""
+        return len(self._parents) - 1
+
     @property
     def is_full(self) -> bool:
         """No further object can be painted."""
-        return len(self._parents) > MOST_OBJECTS
+        return len(self) >= MOST_OBJECTS
 
     def group(self, *, parent: int = 0) -> int:
         """A whole that has no paint of its own: the id to name as ``parent`` of its parts."""
@@ -118,13 +122,13 @@ class Canvas:
         alpha = cover.alpha
         covered = alpha > 127
         if inside:
-            visible_parent = self._members[parent][ids]
+            visible_parent = self._in_subtree(parent, ids)
             soft = cv2.blur(visible_parent.view(np.uint8) * np.uint8(255), (3, 3))
             alpha = cv2.multiply(alpha, soft, scale=1 / 255)
             covered &= visible_parent
         new_id = self.group(parent=parent)
         for whole in self._ancestors(new_id):
-            self._painted_px[whole] += np.count_nonzero(covered & ~self._members[whole][ids])
+            self._painted_px[whole] += np.count_nonzero(covered & ~self._in_subtree(whole, ids))
         self._painted_px[new_id] = np.count_nonzero(covered)
         weight = alpha.astype(np.float32) * np.float32(1 / 255)
         image[:] = cv2.blendLinear(rgb, image, weight, 1 - weight)
@@ -152,14 +156,17 @@ class Canvas:
         """
         least_px = max(LEAST_AREA_SHARE * self.ids.size, 1)
         masks: list[BoolArray] = []
+        ground = self.ids == 0
         for ground_mask in () if ground_masks is None else ground_masks:
-            mask = ground_mask & (self.ids == 0)
+            mask = ground_mask & ground
             needed = max(least_px, LEAST_VISIBLE_SHARE * np.count_nonzero(ground_mask))
             if np.count_nonzero(mask) >= needed:
                 masks.append(mask)
-        leaf_px = np.bincount(self.ids.ravel(), minlength=256)
-        visible_px = self._members @ leaf_px  # [256] pixels of each subtree
-        for object_id in range(1, len(self._parents)):
+        count = len(self._parents)
+        members = self._members[:count, :count]
+        leaf_px = np.array(cv2.calcHist([self.ids], [0], None, [256], [0, 256])[:count, 0])
+        visible_px = members @ leaf_px  # [count] pixels of each subtree
+        for object_id in range(1, count):
             area, parent = visible_px[object_id], self._parents[object_id]
             if area < max(least_px, LEAST_VISIBLE_SHARE * self._painted_px[object_id]):
                 continue
@@ -168,10 +175,11 @@ class Canvas:
             if area == leaf_px[object_id]:
                 masks.append(self.ids == object_id)
             else:
-                masks.append(self._members[object_id][self.ids])
-        if not masks:
-            return np.zeros((0, *self.ids.shape), np.bool_)
-        return np.stack(masks)
+                masks.append(self._in_subtree(object_id, self.ids))
+        return np.array(masks, np.bool_).reshape(-1, *self.ids.shape)
+
+    def _in_subtree(self, whole: int, ids: UInt8Array) -> BoolArray:
+        return cv2.LUT(ids, self._members[whole].view(np.uint8)).view(np.bool_)
 
     def _ancestors(self, object_id: int) -> list[int]:
         chain = []

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from distillation.synth_camera import through_camera
-from distillation.synth_canvas import BoolArray, Canvas, Coverage, Scene, UInt8Array
-from distillation.synth_textures import Rng, soft_shadow
+from distillation.synth.camera import through_camera
+from distillation.synth.canvas import BoolArray, Canvas, Coverage, Scene, UInt8Array
+from distillation.synth.textures import Rng, lookup, soft_shadow
 
 DRAWN_SETS = frozenset({"fluent_emoji_3d", "openmoji", "superpowers_sprites"})
 """Cut-out sets that are drawings; every other folder counts as photos."""
@@ -154,7 +154,7 @@ def square_crop(
 def _placed(rng: Rng, cutout: Cutout, size: int) -> tuple[Coverage, UInt8Array] | None:
     """One cut-out scaled, flipped, turned and put somewhere: its coverage and its colours."""
     height, width = cutout.rgba.shape[:2]
-    longer_px = size * np.exp(rng.uniform(np.log(0.05), np.log(0.6)))
+    longer_px = size * 0.05 * 12 ** (rng.random() ** 0.7)  # 5 to 60 %, small ones often
     scale = longer_px / max(height, width)
     scale = min(scale, 2.0) if cutout.is_drawn else scale
     rgba = cutout.rgba
@@ -167,7 +167,7 @@ def _placed(rng: Rng, cutout: Cutout, size: int) -> tuple[Coverage, UInt8Array] 
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cosine * flip, -sine], [sine * flip, cosine]])
     half = np.abs(turn) @ (width / 2, height / 2) + 2
-    centre = rng.uniform(0.0, 1.0, 2) * size
+    centre = rng.uniform(0.05, 0.95, 2) * size
     x0, y0 = np.clip(np.floor(centre - half), 0, size).astype(int)
     x1, y1 = np.clip(np.ceil(centre + half), 0, size).astype(int)
     if x1 - x0 < 4 or y1 - y0 < 4:
@@ -178,7 +178,7 @@ def _placed(rng: Rng, cutout: Cutout, size: int) -> tuple[Coverage, UInt8Array] 
     placed = cv2.warpAffine(
         rgba, np.column_stack([turn, shift]), (int(x1 - x0), int(y1 - y0)), flags=cv2.INTER_LINEAR
     )
-    alpha = cv2.GaussianBlur(placed[:, :, 3], (0, 0), rng.uniform(0.5, 1.5) * min(size / 256, 1))
+    alpha = cv2.GaussianBlur(placed[:, :, 3], (5, 5), rng.uniform(0.5, 1.5) * min(size / 256, 1))
     return Coverage(alpha, int(x0), int(y0)), np.ascontiguousarray(placed[:, :, :3])
 
 
@@ -189,7 +189,7 @@ def _toned(rng: Rng, rgb: UInt8Array, cover: Coverage, ground: UInt8Array) -> UI
     around = np.array(cv2.mean(ground[cover.window])[:3])
     shift = (around - own) * rng.uniform(0, 0.35) + rng.normal(0, 10) + rng.normal(0, 4, 3)
     levels = (np.arange(256)[:, None] - own) * rng.uniform(0.75, 1.2) + own + shift
-    return cv2.LUT(rgb, np.clip(levels, 0, 255).astype(np.uint8).reshape(256, 1, 3))
+    return cv2.LUT(rgb, lookup(levels))
 
 
 def paste_scene(
@@ -224,7 +224,8 @@ def paste_scene(
                 cover.alpha, blur_px=size * rng.uniform(0.01, 0.03), strength=rng.uniform(0.2, 0.6)
             )
             drop = rng.normal(0, 0.02, 2) * size
-            canvas.darken(shade, round(cover.x0 - margin + drop[0]), round(cover.y0 - margin + drop[1]))
+            x0 = cover.x0 - margin + round(drop[0])
+            canvas.darken(shade, x0, cover.y0 - margin + round(drop[1]))
         canvas.paint(cover, _toned(rng, rgb, cover, canvas.image))
     image = through_camera(rng, canvas.image, strength=0.5)
     return Scene(image, canvas.visible_masks(ground_masks=masks))

@@ -1,0 +1,150 @@
+"""The Flask application: puts the parts together and answers every error in one way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from backend import auth, logs
+from backend.embeddings import EmbeddingStore
+from backend.engine import Engine
+from backend.images import ImageLoader
+from backend.label_studio import LabelStudioClient
+from backend.metrics import Metrics
+from backend.model import ServedModel
+from backend.refinement import Refinement
+from backend.routes import ROUTES, Routes
+from backend.settings import Settings
+from edgesam_core.errors import EdgeSamError
+
+logger = logging.getLogger(__name__)
+
+_QUIET_ROUTES = frozenset({"health", "ready", "metrics"})
+_RETRY_AFTER_S = 2
+
+_SENTENCES = {
+    400: ("bad_request", "The request is not valid JSON. Send what Label Studio sends."),
+    401: (
+        "unauthorized",
+        "The user name or password is missing or wrong. Enter the backend's in Label Studio under "
+        "Settings > Model.",
+    ),
+    404: ("not_found", "There is nothing at this address. Check the URL of the backend."),
+    405: ("method_not_allowed", "This address answers another HTTP method."),
+    413: (
+        "body_too_large",
+        "The request is larger than the backend takes. Raise EDGESAM_MAX_BODY_BYTES, or delete old "
+        "drafts and annotations of the task.",
+    ),
+    415: ("unsupported_media_type", "The request is not JSON. Send Content-Type application/json."),
+}
+
+
+@dataclass
+class Service:
+    """The parts of a running backend, put together from its settings."""
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+    model: ServedModel = field(init=False)
+    engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build everything; nothing is loaded or fetched yet."""
+        settings = self.settings
+        self.model = ServedModel(settings.model)
+        self.engine = Engine(
+            self.model,
+            ImageLoader(settings.images, LabelStudioClient(settings.label_studio)),
+            EmbeddingStore(settings.embeddings, encodes_at_once=settings.model.encodes_at_once),
+            Refinement(settings.refinement),
+            settings.results,
+            self.metrics,
+            max_pixels=settings.images.max_pixels,
+        )
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application that gunicorn serves; the model begins to load in the background.
+
+    Args:
+        settings: From `Settings.from_env`, or made by a test.
+    """
+    logs.configure(settings.logs)
+    service = Service(settings)
+    app = Flask("backend", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body_bytes
+    app.extensions["edgesam"] = service
+    _register(app, service)
+    service.model.start()
+    return app
+
+
+def _register(app: Flask, service: Service) -> None:
+    """Routes, access, the request's log line, and the one error handler."""
+    settings = service.settings
+    routes = Routes(service.model, service.engine, service.metrics, settings)
+    for route in ROUTES:
+        app.add_url_rule(
+            settings.auth.url_prefix + route.path,
+            endpoint=route.name,
+            view_func=getattr(routes, route.name),
+            methods=[route.method],
+            provide_automatic_options=False,
+        )
+
+    @app.before_request
+    def begin() -> None:
+        request.environ["edgesam.started"] = time.perf_counter()
+        logs.begin(request.headers.get("X-Request-ID"))
+        if request.endpoint is not None:
+            auth.check_request(request, request.endpoint, settings.auth)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        record = logs.current()
+        seconds = time.perf_counter() - request.environ["edgesam.started"]
+        route = request.endpoint or "none"
+        response.headers["X-Request-ID"] = record.request_id
+        service.metrics.requests.labels(route, str(response.status_code)).observe(seconds)
+        level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
+        logger.log(
+            level, "%s %d in %.0f ms %s",
+            route, response.status_code, seconds * 1000, record.line(),
+        )  # fmt: skip
+        return response
+
+    @app.errorhandler(Exception)
+    def answer_error(exc: Exception) -> Response:
+        return _answer_error(exc, service.metrics)
+
+
+def _answer_error(exc: Exception, metrics: Metrics) -> Response:
+    """Any exception as a sentence, a code and the request's id; details go to the log."""
+    headers: dict[str, str] = {}
+    if isinstance(exc, HTTPException):
+        status = exc.code or 500
+        code, sentence = _SENTENCES.get(status, ("http_error", f"{exc.name}."))
+        if exc.code == 401:
+            headers["WWW-Authenticate"] = 'Basic realm="EdgeSAM"'
+        if exc.code == 405 and getattr(exc, "valid_methods", None):
+            headers["Allow"] = ", ".join(exc.valid_methods)  # type: ignore[attr-defined]
+        logger.warning("answered %d: %s", status, sentence)
+    elif isinstance(exc, EdgeSamError):
+        status, code, sentence = exc.status, exc.code, exc.sentence
+        detail = f" ({exc.detail})" if exc.detail else ""
+        logger.error("answered %d: %s%s", status, sentence, detail)
+    else:
+        unknown = EdgeSamError()
+        status, code, sentence = unknown.status, unknown.code, unknown.sentence
+        logger.error("answered %d: %s", status, sentence, exc_info=exc)
+    if status == 503:
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    metrics.errors.labels(code).inc()
+    body = {"error": sentence, "code": code, "request_id": logs.current().request_id}
+    return Response(json.dumps(body), status, headers, mimetype="application/json")

@@ -1,0 +1,232 @@
+"""The whole click, without a framework: tasks and a context in, Label Studio's predictions out.
+
+It knows neither Flask nor label_studio_ml; routes.py and plugin.py both call `Engine.predict`.
+Nothing of a request is kept but embeddings and earlier logits under keys made from content, so
+requests of any number of annotators, projects and images may run side by side.
+
+An empty result means one of three things and the log says which: there was no context, no prompt
+in it, or only negative clicks. Everything else is a mask or an error with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend import logs
+from backend.embeddings import EmbeddingStore, embedding_key
+from backend.images import ImageLoader
+from backend.label_config import ImageTag, LabelConfig, image_uri, parse_label_config
+from backend.metrics import Metrics
+from backend.model import ServedModel
+from backend.prompts import ObjectPrompt, Prompts, read_prompts
+from backend.refinement import Refinement
+from backend.results import ResultSettings, Suggested, clean_mask, regions_for
+from edgesam_core.encode import Embedding
+from edgesam_core.errors import PromptError, RequestError
+from edgesam_core.image import read_image
+from edgesam_core.segmenter import Segmenter
+
+Prediction = dict[str, Any]
+"""``{"result": [...], "score": ..., "model_version": ...}``, one per task."""
+
+
+class Engine:
+    """Answers requests; holds what they share."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        images: ImageLoader,
+        embeddings: EmbeddingStore,
+        refinement: Refinement,
+        settings: ResultSettings,
+        metrics: Metrics,
+        *,
+        max_pixels: int,
+    ) -> None:
+        """Put the parts together; app.py does it from the settings.
+
+        Args:
+            model: The bundle that answers.
+            images: Where images come from.
+            embeddings: Kept embeddings.
+            refinement: Kept logits of earlier masks.
+            settings: How masks become regions.
+            metrics: Where times and hits are counted.
+            max_pixels: Width x height of the largest image that is read.
+        """
+        self.model = model
+        self._images = images
+        self._embeddings = embeddings
+        self._refinement = refinement
+        self._settings = settings
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+
+    def predict(
+        self,
+        project_id: int | None,
+        label_config_xml: object,
+        tasks: Sequence[Mapping[str, Any]],
+        context: Mapping[str, Any] | None,
+    ) -> list[Prediction]:
+        """Masks for the prompts of a request.
+
+        Args:
+            project_id: For the log.
+            label_config_xml: The project's labelling config as the request has it; not read where
+                nothing was drawn.
+            tasks: Label Studio's tasks, whole; only ``id`` and ``data`` are looked at.
+            context: ``params.context``, None for a request that no one clicked for.
+
+        Returns:
+            Exactly one prediction per task, in order. Prompts carry no task id, so several tasks
+            with a context (Label Studio never sends that) are each given the same prompts.
+
+        Raises:
+            EdgeSamError: With a sentence, for whatever goes wrong.
+        """
+        record = logs.current()
+        record.project = project_id
+        record.task_ids = tuple(_task_id(task) for task in tasks)
+        record.model_version = self.model.version
+        if context is None:
+            return self._empty(tasks, "empty result: no context, nobody clicked")
+        prompts = read_prompts(context)
+        if not prompts:
+            return self._empty(tasks, "empty result: no prompt in the context")
+        if all(p.negatives_only for p in prompts):
+            return self._empty(tasks, "empty result: only negative clicks")
+        config = parse_label_config(label_config_xml)
+        return [self._answer(task, config, prompts) for task in tasks]
+
+    def encode_image(self, task: Mapping[str, Any], label_config_xml: object) -> bool:
+        """Encode a task's first image ahead of a click.
+
+        Returns:
+            False where it had been encoded already.
+        """
+        config = parse_label_config(label_config_xml)
+        segmenter = self.model.segmenter()
+        _, _, outcome = self._embedding(segmenter, task, config.image(), None)
+        return outcome != "hit"
+
+    def _empty(self, tasks: Sequence[object], why: str) -> list[Prediction]:
+        logs.current().note = why
+        return [self._prediction([], 0.0) for _ in tasks]
+
+    def _prediction(self, result: list[dict[str, Any]], score: float) -> Prediction:
+        return {"result": result, "score": score, "model_version": self.model.version}
+
+    def _answer(
+        self, task: Mapping[str, Any], config: LabelConfig, prompts: Sequence[Prompts]
+    ) -> Prediction:
+        """One task's regions."""
+        regions: list[dict[str, Any]] = []
+        scores: list[float] = []
+        for on_image in prompts:
+            for suggested, objects in self._suggest(task, config, on_image):
+                scores.append(suggested.score)
+                with self._metrics.stage("result"):
+                    regions += self._regions(config, suggested, objects)
+        logs.current().regions += len(scores)
+        return self._prediction(regions, min(scores, default=0.0))
+
+    def _regions(
+        self, config: LabelConfig, suggested: Suggested, drawn: ObjectPrompt
+    ) -> list[dict[str, Any]]:
+        regions: list[dict[str, Any]] = []
+        outputs = config.outputs(
+            suggested.to_name, drawn.labels, every_kind=self._settings.outputs == "all"
+        )
+        for output in outputs:
+            if not output.labels:
+                logs.current().note = (
+                    "region without a label: the output control lacks the drawn one"
+                )
+            regions += regions_for(suggested, output, self._settings)
+        return regions
+
+    def _suggest(
+        self, task: Mapping[str, Any], config: LabelConfig, prompts: Prompts
+    ) -> list[tuple[Suggested, ObjectPrompt]]:
+        """The masks for all objects on one image."""
+        tag = config.image(prompts.to_name)
+        if not prompts.objects:
+            return []
+        # A config that cannot hold the mask is told before an image is fetched for it.
+        config.outputs(tag.name, prompts.objects[0].labels)
+        segmenter = self.model.segmenter()
+        key, embedding, _ = self._embedding(segmenter, task, tag, prompts.item_index)
+        prompts.check_size(embedding.original_size_hw)
+        in_pixels = [p.in_pixels(embedding.original_size_hw) for p in prompts.objects]
+        if segmenter.manifest.refines_with_mask_input:
+            in_pixels = [self._refinement.extend(key, prompt) for prompt in in_pixels]
+        with self._metrics.stage("decode"):
+            outputs = segmenter.decode(embedding, in_pixels)
+        with self._metrics.stage("mask"):
+            suggestions = segmenter.suggest(embedding, in_pixels, outputs)
+            masks = [clean_mask(s.mask, self._settings) for s in suggestions]
+        answers = []
+        for drawn, prompt, suggestion, mask in zip(
+            prompts.objects, in_pixels, suggestions, masks, strict=True
+        ):
+            if mask.area == 0:
+                raise PromptError(
+                    "The model finds nothing here. Click on another part of the object, or draw a "
+                    "rectangle around it."
+                )
+            if segmenter.manifest.refines_with_mask_input:
+                self._refinement.remember(key, prompt, suggestion.low_res_logits)
+            suggested = Suggested(
+                mask=mask,
+                prompt=prompt,
+                score=round(suggestion.score, 4),
+                item_index=prompts.item_index if tag.is_list else None,
+                to_name=tag.name,
+                version=segmenter.version,
+            )
+            answers.append((suggested, drawn))
+        return answers
+
+    def _embedding(
+        self,
+        segmenter: Segmenter,
+        task: Mapping[str, Any],
+        tag: ImageTag,
+        item_index: int | None,
+    ) -> tuple[str, Embedding, str]:
+        """Key and embedding of the image that was clicked on, and how it was found."""
+        data = task.get("data")
+        if not isinstance(data, Mapping):
+            raise RequestError("The task has no data. Send it as Label Studio does.")
+        uri, task_id = image_uri(tag, data, item_index), _task_id(task)
+        with self._metrics.stage("fetch"):
+            image_key = self._images.key(uri, task_id)
+            key = embedding_key(image_key, segmenter.version) if image_key else ""
+            embedding = self._embeddings.get(key) if key else None
+            image = self._images.fetch(uri, task_id=task_id) if embedding is None else None
+        outcome = "hit"
+        if embedding is None and image is not None:
+            key = embedding_key(image.sha256, segmenter.version)
+            embedding, outcome = self._embeddings.get_or_encode(
+                key, lambda: self._encode(segmenter, image.data)
+            )
+        assert embedding is not None
+        self._metrics.embedding_cache.labels(outcome).inc()
+        record = logs.current()
+        if record.temperature != "cold":
+            record.temperature = "warm" if outcome == "hit" else "cold"
+        return key, embedding, outcome
+
+    def _encode(self, segmenter: Segmenter, data: bytes) -> Embedding:
+        with self._metrics.stage("read"):
+            image = read_image(data, max_pixels=self._max_pixels)
+        with self._metrics.stage("encode"):
+            return segmenter.embed(image)
+
+
+def _task_id(task: Mapping[str, Any]) -> int | None:
+    task_id = task.get("id")
+    return task_id if isinstance(task_id, int) and not isinstance(task_id, bool) else None

@@ -1,0 +1,129 @@
+"""Weights become a bundle: both graphs, the weights to train on from, a manifest and a card.
+
+What is written is checked first (parity.py) and appears at once or not at all (bundle.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from edgesam_core.bundle import WEIGHTS_NAME, staged_folder, write_manifest
+from edgesam_core.export.decoder import export_decoder
+from edgesam_core.export.encoder import export_encoder
+from edgesam_core.export.parity import ParityReport, check_parity
+from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict
+from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.fpn import UpsampleMode
+
+CARD_NAME = "MODEL_CARD.md"
+
+
+def write_bundle(
+    model: EdgeSam | Mapping[str, torch.Tensor],
+    out_dir: Path,
+    *,
+    name: str,
+    input_size: int,
+    upsample: UpsampleMode = "bicubic",
+    refines_with_mask_input: bool = False,
+    licence: str = "unknown",
+    origin: str = "Nobody said where these weights come from.",
+    scores: Mapping[str, Any] | None = None,
+    model_card: str | None = None,
+    half: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Make a bundle that can be served.
+
+    Args:
+        model: A model, or an official state dict (821 tensors). Left as it is.
+        out_dir: The folder to appear.
+        name: What people call the model.
+        input_size: S in pixels, a multiple of 64; 1024 for official weights.
+        upsample: How the encoder's feature pyramid enlarges; "bicubic" is what EdgeSAM was trained
+            with.
+        refines_with_mask_input: Whether earlier logits may be fed back; True only where that was
+            measured not to hurt.
+        licence: Licence of the weights, as an SPDX id or a name.
+        origin: A sentence that says where the weights come from.
+        scores: Measured quality, for the manifest.
+        model_card: Text of ``MODEL_CARD.md``; None writes a short one from the other arguments.
+        half: Store weights as fp16: half the size. They are rounded before anything else, so that
+            graphs, ``weights.safetensors`` and the parity check all mean the same numbers.
+        overwrite: Take the place of a bundle that is there.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        BundleError: The weights do not fit the network, the exported graphs answer otherwise than
+            PyTorch, or the folder is there already. No file is left then.
+    """
+    state_dict = official_state_dict(model) if isinstance(model, EdgeSam) else dict(model)
+    stored = {key: _stored(tensor, half=half) for key, tensor in state_dict.items()}
+    rounded = EdgeSam(upsample).eval()
+    load_state_dict(rounded, stored)
+
+    with staged_folder(out_dir, overwrite=overwrite) as folder:
+        encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
+        export_encoder(rounded, encoder, input_size=input_size)
+        export_decoder(rounded, decoder, input_size=input_size)
+        report = check_parity(rounded, encoder, decoder, input_size=input_size)
+        save_file(stored, folder / WEIGHTS_NAME)
+        (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes 0600
+        card = model_card or _card(name, input_size, upsample, licence, origin, scores, report)
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        write_manifest(
+            folder,
+            name=name,
+            input_size=input_size,
+            upsample=upsample,
+            refines_with_mask_input=refines_with_mask_input,
+            licence=licence,
+            origin=origin,
+            scores=scores,
+        )
+    return out_dir
+
+
+def _stored(tensor: torch.Tensor, *, half: bool) -> torch.Tensor:
+    """A tensor as ``weights.safetensors`` holds it.
+
+    Matrices and kernels are rounded to fp16. Vectors (norms with their statistics, biases) stay
+    fp32: together 0.3 MB, and a running variance may be smaller than fp16 can say.
+    """
+    stored = tensor.detach().cpu().contiguous()
+    if not stored.is_floating_point():
+        return stored
+    stored = stored.float()
+    if not half or stored.ndim < 2:
+        return stored
+    halves = stored.half()
+    return halves if bool(halves.isfinite().all()) else stored
+
+
+def _card(
+    name: str,
+    input_size: int,
+    upsample: str,
+    licence: str,
+    origin: str,
+    scores: Mapping[str, Any] | None,
+    report: ParityReport,
+) -> str:
+    """A model card that says what is known, and no more."""
+    measured = "\n".join(f"- {key}: {value}" for key, value in (scores or {}).items())
+    return (
+        f"# {name}\n\n"
+        f"EdgeSAM (RepViT-M1 encoder, SAM's prompt encoder and mask decoder), input {input_size} x "
+        f"{input_size}, {upsample} feature pyramid.\n\n"
+        f"- Where the weights come from: {origin}\n"
+        f"- Licence of the weights: {licence}\n"
+        f"- Export: {report.sentence()}\n\n"
+        f"## Measured quality\n\n{measured or 'Not measured.'}\n"
+    )

