@@ -39,7 +39,7 @@ def _check(project_id: int | None) -> int:
     for finding in examine(
         settings.label_studio,
         settings.images,
-        open_model=lambda: Bundle.open(settings.model.folder()).manifest.name,
+        open_model=lambda: Segmenter(Bundle.open(settings.model.folder())).manifest.name,
         project_id=project_id,
     ):
         print("ok    " if finding.is_good else "wrong ", finding.sentence, flush=True)

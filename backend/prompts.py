@@ -36,6 +36,7 @@ from edgesam_core.geometry import percent_to_pixels, rectangle_percent_to_box
 _KEYPOINT_TYPES = ("keypointlabels", "keypoint")
 _RECTANGLE_TYPES = ("rectanglelabels", "rectangle")
 _MAX_REGIONS = 1000
+_FAR_AWAY = 1e6  # percent or degrees; sums and products of smaller numbers stay finite
 
 
 @dataclass(frozen=True)
@@ -200,21 +201,17 @@ def _prompts_of(regions: list[PromptRegion]) -> Prompts:
 
 def _read_regions(results: list[dict[str, Any]]) -> Iterator[PromptRegion]:
     """The prompts among the results, in the order in which they were drawn."""
-    words = {
-        result["id"]: _words(result, "labels")
-        for result in results
-        if result.get("type") == "labels" and isinstance(result.get("id"), str)
-    }
-    drawn_ids = {result.get("id") for result in results if _is_drawn(result)}
+    words = {_id(r): _words(r, "labels") for r in results if r.get("type") == "labels"}
+    drawn_ids = {_id(r) for r in results if _is_drawn(r)} - {None}
     for result in results:
-        kind, region_id = result.get("type"), result.get("id")
+        kind, region_id = result.get("type"), _id(result)
         if _is_drawn(result):
             own = _words(result, str(kind)) or _words(result, "labels")
-            paired = words.get(region_id, ()) if isinstance(region_id, str) else ()
+            paired = words.get(region_id) if region_id else None
             yield _read_region(result, paired or own)
         elif kind in _KEYPOINT_TYPES + _RECTANGLE_TYPES and "rle" in _value(result):
             continue  # an accepted mask under a selected label, not a prompt
-        elif region_id is None or region_id not in drawn_ids:
+        elif region_id not in drawn_ids:
             raise PromptError(
                 f"A {str(kind)!r:.40} region cannot be a prompt. Use the smart keypoint or the "
                 "smart rectangle tool."
@@ -286,6 +283,11 @@ def _owner(point: Keypoint, rectangles: list[Rectangle]) -> int | None:
     return min(around, key=lambda i: rectangles[i].area, default=None)
 
 
+def _id(result: dict[str, Any]) -> str | None:
+    region_id = result.get("id")
+    return region_id if isinstance(region_id, str) else None
+
+
 def _value(result: dict[str, Any]) -> dict[str, Any]:
     value = result.get("value")
     return value if isinstance(value, dict) else {}
@@ -298,8 +300,10 @@ def _words(result: dict[str, Any], key: str) -> tuple[str, ...]:
 
 def _number(value: dict[str, Any], key: str, default: float | None = None) -> float:
     number = value.get(key, default)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
         raise PromptError(f"The prompt's {key!r} is not a number. Draw it again.")
+    if abs(number) > _FAR_AWAY:
+        raise PromptError(f"The prompt's {key!r} lies far outside the image. Draw it again.")
     return float(number)
 
 

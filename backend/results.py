@@ -140,10 +140,10 @@ def mask_hash(mask: WindowedMask) -> str:
         16 hex digits of the sha256 of the image's size, the mask's tight box and its bits
         (row by row, packed). Equal for equal masks whatever their windows.
     """
-    tight = WindowedMask.from_full(mask.window)
-    x0, y0 = mask.x0 + tight.x0, mask.y0 + tight.y0
-    frame = np.array([*mask.original_size_hw, x0, y0, *tight.window.shape], dtype="<i8")
-    return hashlib.sha256(frame.tobytes() + np.packbits(tight.window).tobytes()).hexdigest()[:16]
+    x0, y0, x1, y1 = (int(edge) for edge in mask.box_xyxy or (0, 0, 0, 0))
+    tight = mask.window[y0 - mask.y0 : y1 - mask.y0, x0 - mask.x0 : x1 - mask.x0]
+    frame = np.array([*mask.original_size_hw, x0, y0, *tight.shape], dtype="<i8")
+    return hashlib.sha256(frame.tobytes() + np.packbits(tight).tobytes()).hexdigest()[:16]
 
 
 def _story(suggested: Suggested, shape: Shape, value: dict[str, Any]) -> dict[str, Any]:

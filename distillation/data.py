@@ -4,7 +4,7 @@ A crop is what the student sees: a square window of a photo, or the whole photo 
 serving, with a few of its masks. Masks are kept as COCO RLE and decoded only when drawn, so that all
 of an openly licensed collection fits in memory.
 
-Place: between the data folders and ``prompt_sampling.py``. Composed scenes come from ``synth.py``.
+Place: between the data folders and ``prompt_sampling.py``. Composed scenes come from ``distillation/synth``.
 """
 
 from __future__ import annotations

@@ -93,17 +93,13 @@ def refines_with_mask_input(without: dict[str, float], with_logits: dict[str, fl
 
 
 def to_markdown(tables: dict[str, Means], counts: dict[str, int]) -> str:
-    """One table per set: a row for every method, a column for every prompt."""
-    blocks = []
+    """A row for every set and method, a column for every prompt; sets as in the two arguments."""
+    lines = [
+        f"| set (objects) | mIoU, % | {' | '.join(COLUMNS)} |",
+        f"|---|---|{'---:|' * len(COLUMNS)}",
+    ]
     for name, means in tables.items():
-        lines = [
-            f"### {name} ({counts[name]} objects)",
-            "",
-            f"| mIoU, % | {' | '.join(COLUMNS)} |",
-            f"|---|{'---:|' * len(COLUMNS)}",
-        ]
         for method, row in means.items():
             cells = [f"{row[column]:.1f}" if column in row else "-" for column in COLUMNS]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+            lines.append(f"| {name} ({counts[name]}) | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

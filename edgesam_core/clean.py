@@ -74,10 +74,9 @@ def connected_components(runs: RowRuns, *, diagonal: bool) -> Integers:
     # Every run points to an earlier one of its component or to itself (a root).
     label = np.arange(len(runs.rows))
     while len(upper):
-        # Join the roots of both ends, the later one below the earlier one. Of several joins for
-        # one root the last is kept; the pairs of the others still differ and come again.
+        # Join the roots of both ends: the later one points to the earliest that it meets.
         root_a, root_b = label[upper], label[lower]
-        label[np.maximum(root_a, root_b)] = np.minimum(root_a, root_b)
+        np.minimum.at(label, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
         # Point straight to the root.
         while not np.array_equal(shorter := label[label], label):
             label = shorter

@@ -98,7 +98,7 @@ RECORDED_HOSTS = ("http://127.0.0.1:19099", "http://127.0.0.1:18080")
 
 
 def recorded(shared: Path, name: str, *, host: str = "http://127.0.0.1:1") -> dict[str, Any]:
-    """The request of a recording, its pictures moved to `host`, a shortened data: URI made whole."""
+    """The request of a recording, its pictures at `host`, a shortened data: URI made whole."""
     text = (shared / "label_studio" / "recorded" / f"{name}.json").read_text(encoding="utf-8")
     for old in RECORDED_HOSTS:
         text = text.replace(old, host)

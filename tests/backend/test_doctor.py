@@ -25,7 +25,7 @@ CONFIG = """<View>
 
 
 class SetUp:
-    """Label Studio with one project in which everything is as it should be, until a test says no."""
+    """Label Studio with a project in which all is as it should be, until a test says no."""
 
     def __init__(self, host: FakeLabelStudio) -> None:
         self.host = host
@@ -170,7 +170,7 @@ def test_image_that_is_gone(set_up: SetUp) -> None:
 
 def test_image_that_is_none(set_up: SetUp) -> None:
     set_up.picture = b"no picture"
-    assert "could not be read" in set_up.only_complaint()
+    assert "Save it as PNG or JPEG" in set_up.only_complaint()
 
 
 def test_image_on_a_private_host(set_up: SetUp) -> None:

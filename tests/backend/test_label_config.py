@@ -158,7 +158,7 @@ def test_a_prompt_for_a_tag_that_is_no_image_is_told() -> None:
         pytest.param('value="$meta.url"', {"meta": {"url": "u"}}, None, "u", id="nested"),
         pytest.param('value="$a.b"', {"a.b": "u"}, None, "u", id="a key with a dot"),
         pytest.param('value="$list[1]"', {"list": ["u", "v"]}, None, "v", id="indexed"),
-        pytest.param('value="http://h/$n.png"', {"n": 7}, None, "http://h/7.png", id="template"),
+        pytest.param('value="http://h/?n=$n"', {"n": 7}, None, "http://h/?n=7", id="template"),
         pytest.param('valueList="$images"', {"images": ["u", "v"]}, 1, "v", id="second page"),
         pytest.param('valueList="$images"', {"images": ["u", "v"]}, None, "u", id="first page"),
     ],
