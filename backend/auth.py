@@ -18,7 +18,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 _OPEN_ROUTES = frozenset({"health", "ready"})
-_SECRET = re.compile(r"[A-Za-z0-9._~-]{8,200}")
+_SECRET = re.compile(r"[A-Za-z0-9._~-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AuthSettings:
     basic_auth_pass: str | None = field(default=None, repr=False)
     # Password that goes with it.
     url_secret: str | None = field(default=None, repr=False)
-    # Puts every route under `/<secret>/`; letters, digits and `. _ ~ -`, at least 8.
+    # Puts every route under `/<secret>/`: letters, digits and `. _ ~ -`, best 16 or more at random.
 
     def __post_init__(self) -> None:
         """Refuse half a pair of credentials and a secret that is no path."""
@@ -40,8 +40,8 @@ class AuthSettings:
             )
         if self.url_secret is not None and not _SECRET.fullmatch(self.url_secret):
             raise ValueError(
-                "url_secret should have 8 to 200 letters, digits, dots, dashes, tildes or "
-                "underscores."
+                "url_secret should be made of letters, digits, dots, dashes, tildes and "
+                "underscores, 200 at most."
             )
 
     @property

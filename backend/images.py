@@ -10,8 +10,6 @@ have changed. It does not decode pixels.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 import threading
@@ -19,29 +17,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urljoin
+from urllib.parse import urljoin
 from weakref import WeakValueDictionary
 
-from urllib3.util import parse_url
-
+from backend.image_address import is_data_uri, read_data_uri, without_signature
 from backend.image_cache import ImageCache, Way
 from backend.label_studio import CLOUD_SCHEMES, LabelStudioClient, is_file_path, is_loopback
 from backend.safe_http import Deadline, HttpAnswer, origin_of, read_url, send
-from edgesam_core.errors import EdgeSamError, ImageError, ImageTooLarge, UpstreamError
+from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError
 
 MAX_REDIRECTS = 5
 BELIEVED_S = 600.0
 """How long an address is taken to mean the same bytes without asking its host again."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 _ETAG = re.compile(r'(W/)?"[!#-~]*"')  # RFC 9110, 8.8.3, without its letters beyond ASCII
-_SIGNATURE = re.compile(r"x-(amz|goog)-", re.IGNORECASE)
-_SIGNATURE_OF_A_FILE = re.compile(
-    "(access_)?token|signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
-    "|sig|s[vsrpet]|srt|spr|skoid|sktid|sk[tesv]",  # Azure's
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +109,7 @@ class ImageLoader:
 
         None: call ``fetch``. ``data:`` URIs are always None, since their bytes are at hand.
         """
-        if self._cache is None or _is_data_uri(uri):
+        if self._cache is None or is_data_uri(uri):
             return None
         way = self._cache.way(self._address(uri, task_id)[0])
         return way.sha256 if way and self._is_believed(way) else None
@@ -138,7 +128,7 @@ class ImageLoader:
             UpstreamTimeout: Not done within ``timeout_s``.
             UpstreamError: Label Studio or the host refused or failed.
         """
-        if _is_data_uri(uri):
+        if is_data_uri(uri):
             data = read_data_uri(uri, self._settings.max_bytes)
             return ImageBytes(data, hashlib.sha256(data).hexdigest())
         name, url = self._address(uri, task_id)
@@ -186,8 +176,9 @@ class ImageLoader:
                     "An image in cloud storage can only be fetched for a task of Label Studio, "
                     "and the request names no task. Send the task's id."
                 )
-            return uri, self._label_studio.presign(task_id, uri)
-        if not scheme:
+            # The name has the task in it: another project may have another bucket of that name.
+            url = self._label_studio.presign(task_id, uri)
+        elif not scheme:
             if not is_file_path("/" + uri.lstrip("/")) and not uri.startswith("/"):
                 raise ImageError(
                     "The task has no usable address for its image. Use http, https, s3, gs, "
@@ -235,7 +226,7 @@ class ImageLoader:
             to_login = own and "/user/login" in location
             if answer.status not in _REDIRECTS or not location or to_login:
                 raise self._label_studio.explain(answer) if own else _explain(url, answer.status)
-            if _is_data_uri(location):
+            if is_data_uri(location):
                 data = read_data_uri(location, self._settings.max_bytes)
                 return HttpAnswer(200, answer.headers, data)
             url = urljoin(url, location)
@@ -243,59 +234,6 @@ class ImageLoader:
             f"The image's address was sent on more than {MAX_REDIRECTS} times. "
             "Use the address at which it ends."
         )
-
-
-def read_data_uri(uri: str, max_bytes: int) -> bytes:
-    """The bytes inside a ``data:`` URI, base64 or percent-encoded (RFC 2397).
-
-    Raises:
-        ImageError: Cut off or not base64.
-        ImageTooLarge: Over ``max_bytes``.
-    """
-    head, comma, payload = uri.strip().partition(",")
-    is_base64 = head.lower().endswith(";base64")
-    if len(payload) * (3 / 4 if is_base64 else 1 / 3) > max_bytes + 3:
-        raise ImageTooLarge(
-            f"The image inside the task is larger than {max_bytes / 1e6:g} MB. "
-            "Make it smaller, or raise EDGESAM_MAX_IMAGE_BYTES."
-        )
-    data = unquote_to_bytes(payload)
-    if is_base64:
-        data = b"".join(data.split())
-        try:
-            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-        except binascii.Error as exc:
-            raise ImageError(
-                "The image inside the task (a data URI) is damaged. Import the task again."
-            ) from exc
-    if not comma or not data:
-        raise ImageError("The image inside the task (a data URI) is empty. Import the task again.")
-    return data
-
-
-def without_signature(url: str) -> str:
-    """An address without what changes each time it is signed, so that it names the same image.
-
-    Amazon's and Google's signature fields are unmistakable. Others (``token``, ``sig``, ...) could
-    as well choose the image, so they are taken out only where the path already ends in a file name
-    of an image.
-    """
-    parts = parse_url(url)
-    names_image = (parts.path or "").lower().endswith(_IMAGE_ENDINGS)
-
-    def is_signature(field: str) -> bool:
-        name = field.partition("=")[0]
-        if _SIGNATURE.match(name):
-            return True
-        return names_image and _SIGNATURE_OF_A_FILE.fullmatch(name) is not None
-
-    fields = [field for field in (parts.query or "").split("&") if field]
-    kept = "&".join(field for field in fields if not is_signature(field))
-    return parts._replace(query=kept or None, fragment=None).url
-
-
-def _is_data_uri(uri: str) -> bool:
-    return uri[:16].lstrip()[:5].lower() == "data:"
 
 
 def _as_utf8(header: str) -> str:

@@ -2,8 +2,8 @@
 
 Task data names files in Label Studio's own way (``/data/upload/...``, ``s3://...``); here they turn
 into addresses. The token goes to the origin of ``LABEL_STUDIO_URL`` and nowhere else: what a task
-or ``/setup`` claims about Label Studio's address is not believed. Every refusal becomes a sentence
-that says where to look. It reads no images (images.py).
+or ``/setup`` claims about Label Studio's address is not believed. Refusals become sentences in
+refusals.py, images are fetched in images.py.
 
 The paths were read in label-studio 1.23.2: ``io_storages/urls.py``, ``proxy_api.py``,
 ``jwt_auth/views.py``.
@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlencode
 
 from urllib3.util import Url, parse_url
 
-from backend.access_token import AccessToken, claims, is_personal
+from backend.access_token import AccessToken, is_personal
+from backend.refusals import explain_refusal, explain_refused_exchange
 from backend.safe_http import Deadline, HttpAnswer, Origin, origin_of, read_url, send
 from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError, UpstreamTimeout
 
@@ -33,33 +34,6 @@ _FILE_PATH = re.compile(
     r"/(data/(upload|local-files)|storage-data/uploaded|tasks/\d+/(resolve|presign))/"
 )
 _JSON_BYTES = 64 * 1024 * 1024
-
-_GET_TOKEN = (
-    "Create one in Label Studio under Account & Settings > Personal Access Token "
-    "and start the backend with LABEL_STUDIO_API_KEY=<token>."
-)
-MISSING_TOKEN = f"Label Studio asks for a token. {_GET_TOKEN}"
-LEGACY_DISABLED = (
-    f"Label Studio no longer accepts legacy tokens, and LABEL_STUDIO_API_KEY is one. {_GET_TOKEN}"
-)
-LEGACY_REFUSED = (
-    "Label Studio refused the legacy token in LABEL_STUDIO_API_KEY. Compare it with Account & "
-    "Settings > Access Token, or use a personal access token from the same page."
-)
-PERSONAL_EXPIRED = f"The personal access token in LABEL_STUDIO_API_KEY has expired. {_GET_TOKEN}"
-PERSONAL_REVOKED = f"The personal access token in LABEL_STUDIO_API_KEY was revoked. {_GET_TOKEN}"
-PERSONAL_REFUSED = (
-    "Label Studio refused the personal access token in LABEL_STUDIO_API_KEY: it was cut off, or "
-    f"belongs to another Label Studio. {_GET_TOKEN}"
-)
-ACCESS_REFUSED = (
-    "Label Studio refused the access token that it had just given out. Ask its owner to enable "
-    "personal access tokens under Organization > API Tokens Settings."
-)
-MOVED = (
-    "Label Studio sends callers of LABEL_STUDIO_URL on to another address, and the token does not "
-    "follow. Set LABEL_STUDIO_URL to the address that the browser shows in the end."
-)
 
 
 @dataclass(frozen=True)
@@ -210,53 +184,12 @@ class LabelStudioClient:
 
     def explain(self, answer: HttpAnswer) -> EdgeSamError:
         """What an answer of Label Studio that is no success means, and the cure."""
-        status, said = answer.status, answer.body.decode(errors="replace")
-        if status in (301, 302, 303, 307, 308):
-            if "/user/login" in answer.headers.get("Location", ""):
-                return UpstreamError(self._refused(said))
-            return UpstreamError(MOVED)
-        if status == 401:
-            return UpstreamError(self._refused(said))
-        if status == 403 and "LOCAL_FILES_SERVING_ENABLED" in said:
-            return UpstreamError(
-                "Label Studio does not serve local files. "
-                "Start it with LOCAL_FILES_SERVING_ENABLED=true."
-            )
-        if status == 403 and not self._settings.api_key:
-            return UpstreamError(MISSING_TOKEN)
-        if status == 403:
-            return UpstreamError(
-                "The owner of the token in LABEL_STUDIO_API_KEY may not see this in Label Studio. "
-                "Give that user access to the project, or use the token of one who has it."
-            )
-        if status == 404:
-            return ImageError(
-                "Label Studio has no such file. Check that it still exists and, for cloud and "
-                "local files, that the project has a source storage that holds it."
-            )
-        if status == 424:
-            return UpstreamError(
-                "Label Studio could not read the file from its cloud storage. "
-                "Check the storage's credentials in the project's settings."
-            )
-        if status >= 500:
-            return UpstreamError(
-                f"Label Studio failed with an error of its own ({status}). "
-                "The file may be missing there; its log has the reason."
-            )
-        return UpstreamError(f"Label Studio answered with status {status}, which was not expected.")
+        return explain_refusal(answer, self._settings.api_key)
 
     def _prefixed(self, path: str) -> str:
         bare = path.partition("?")[0]
         inside = bare == self._prefix or bare.startswith(self._prefix + "/")
         return path if inside else self._prefix + path
-
-    def _refused(self, said: str) -> str:
-        if not self._settings.api_key:
-            return MISSING_TOKEN
-        if is_personal(self._settings.api_key):
-            return ACCESS_REFUSED
-        return LEGACY_DISABLED if "legacy token" in said else LEGACY_REFUSED
 
     def _exchange_token(self, personal: str) -> str:
         answer = self._send(
@@ -268,16 +201,12 @@ class LabelStudioClient:
             json.dumps({"refresh": personal}).encode(),
         )
         if answer.status == 401:
-            if b"blacklisted" in answer.body:
-                raise UpstreamError(PERSONAL_REVOKED)
-            expiry = claims(personal).get("exp")
-            expired = isinstance(expiry, int | float) and expiry < time.time()
-            raise UpstreamError(PERSONAL_EXPIRED if expired else PERSONAL_REFUSED)
+            raise explain_refused_exchange(answer, personal)
         if not 200 <= answer.status < 300:
             raise self.explain(answer)
         access = self._json(answer).get("access")
         if not isinstance(access, str) or not access:
-            raise UpstreamError(PERSONAL_REFUSED)
+            raise explain_refused_exchange(answer, personal)
         return access
 
     def _send(

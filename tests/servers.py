@@ -86,7 +86,11 @@ class RunningBackend:
 
 @contextmanager
 def running_backend(
-    model: Path | str, folder: Path, environ: Mapping[str, str] | None = None
+    model: Path | str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    checkout: Path = REPOSITORY,
 ) -> Iterator[RunningBackend]:
     """Serve a bundle; yields once the model is loaded.
 
@@ -94,6 +98,7 @@ def running_backend(
         model: What MODEL is set to: a folder with a bundle, or its name under models/.
         folder: Where the log and the caches go.
         environ: More settings, such as LABEL_STUDIO_URL.
+        checkout: Where the code lies.
     """
     port, log = free_port(), folder / "backend.log"
     settings = {
@@ -107,7 +112,7 @@ def running_backend(
     secret = settings.get("EDGESAM_URL_SECRET", "")
     url = f"http://127.0.0.1:{port}{secret and '/' + secret}"
     command = [sys.executable, "-m", "gunicorn", "_wsgi:app"]
-    with _running(command, log, cwd=REPOSITORY, env=settings) as process:
+    with _running(command, log, cwd=checkout, env=settings) as process:
 
         def is_ready() -> bool:
             with urllib.request.urlopen(url + "/ready", timeout=10) as answer:

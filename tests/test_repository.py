@@ -35,6 +35,9 @@ MINIMUM = {
     "gunicorn": "27.0.1",
 }
 
+# Modules that lie in ../shared, beside the reference recordings.
+OF_SHARED = {"check_example", "drive_ui", "fixture_inputs", "make_state_dict"}
+
 # Installed although their own requirements do not fit: the head of each file says why.
 WITHOUT_THEIR_REQUIREMENTS = {"label-studio-ml", "label-studio-sdk"}
 
@@ -72,7 +75,7 @@ def pins_in(*names: str) -> dict[str, str]:
 
 def imported_by(*folders: str, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
     """Top-level name of every package from outside -> a file that imports it, lazily or not."""
-    ours = {path.name for path in REPOSITORY.iterdir() if path.is_dir()} | {"_wsgi"}
+    ours = {path.name for path in REPOSITORY.iterdir() if path.is_dir()} | {"_wsgi"} | OF_SHARED
     found: dict[str, str] = {}
     for path in repository_files():
         name = path.relative_to(REPOSITORY).as_posix()

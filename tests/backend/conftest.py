@@ -87,7 +87,7 @@ def _recorded_picture(path: str) -> bytes:
     return picture_bytes(300, 200, grey=60) if "p2" in path else picture_bytes(640, 480)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pictures() -> Iterator[PictureHost]:
     host = PictureHost()
     with running(host):

@@ -19,7 +19,8 @@ from urllib.parse import quote
 import pytest
 
 from backend import safe_http
-from backend.images import ImageLoader, ImageSettings, read_data_uri, without_signature
+from backend.image_address import read_data_uri, without_signature
+from backend.images import ImageLoader, ImageSettings
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
 from backend.safe_http import is_public
 from edgesam_core.errors import (
@@ -195,9 +196,15 @@ def test_damaged_data_uri_says_so(uri: str) -> None:
         loader().fetch(uri)
 
 
-def test_data_uri_over_the_limit_is_refused_before_it_is_read() -> None:
+@pytest.mark.parametrize(
+    "uri", ["data:image/png;base64," + "A" * 1400, "data:," + "%41" * 1001, "data:," + "%41" * 9999]
+)
+def test_data_uri_over_the_limit_is_refused(uri: str) -> None:
     with pytest.raises(ImageTooLarge, match=r"larger than 0\.001 MB"):
-        read_data_uri("data:image/png;base64," + "A" * 1400, 1000)
+        read_data_uri(uri, 1000)
+
+
+def test_data_uri_within_the_limit_is_read() -> None:
     assert len(read_data_uri("data:image/png;base64," + "AAAA" * 333, 1000)) == 999
 
 
@@ -733,6 +740,7 @@ def test_new_signature_does_not_fetch_the_image_again(elsewhere: Host, tmp_path:
         ("http://h/cat.jpg?Signature=1&Expires=2&Key-Pair-Id=3", "http://h/cat.jpg"),
         ("http://h/cat.jpg?sv=1&sr=b&sig=2&width=9", "http://h/cat.jpg?width=9"),
         ("http://h/cat.jpg?alt=media&token=1#x", "http://h/cat.jpg?alt=media"),
+        ("http://h/cat.jpg?se=1&expires=2", "http://h/cat.jpg?se=1&expires=2"),
         ("http://h/show?token=1", "http://h/show?token=1"),
         ("http://h/show?sig=1", "http://h/show?sig=1"),
         ("http://H/a b?d=1", "http://h/a%20b?d=1"),

@@ -1,7 +1,8 @@
-"""Every request that Label Studio was seen to send, replayed with its pictures on a local server."""
+"""Every request that Label Studio was seen to send, its pictures on a local server."""
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,60 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
+from backend.app import create_app
+from backend.auth import AuthSettings
 from backend.label_studio import LabelStudioSettings
 from backend.model import ModelSettings
-from tests.backend.conftest import MakeClient, PictureHost, mask_of, recorded
+from backend.settings import Settings
+from tests.backend.conftest import PictureHost, mask_of, recorded
 from tests.parts import shared_params
 
 
-@pytest.fixture
-def replay_client(make_client: MakeClient, pictures: PictureHost) -> FlaskClient:
-    return make_client(label_studio=LabelStudioSettings(url=pictures.url))
+def client_of(bundle: Path, pictures: PictureHost, auth: AuthSettings | None = None) -> FlaskClient:
+    settings = Settings(
+        label_studio=LabelStudioSettings(url=pictures.url),
+        model=ModelSettings(name=str(bundle)),
+        auth=auth or AuthSettings(),
+    )
+    return create_app(settings).test_client()
+
+
+@pytest.fixture(scope="module")
+def disc_client(disc_bundle: Path, pictures: PictureHost) -> FlaskClient:
+    return client_of(disc_bundle, pictures)
+
+
+@pytest.fixture(scope="module")
+def tiny_client(tiny_bundle: Path, pictures: PictureHost) -> FlaskClient:
+    return client_of(tiny_bundle, pictures)
+
+
+@pytest.fixture(scope="module")
+def prefixed_client(disc_bundle: Path, pictures: PictureHost) -> FlaskClient:
+    """As the backend was that the recordings under /pre/ were made with."""
+    auth = AuthSettings(basic_auth_user="user", basic_auth_pass="pass", url_secret="pre")
+    return client_of(disc_bundle, pictures, auth)
 
 
 def replay(client: FlaskClient, request: dict[str, Any]) -> Any:
     headers = {k: v for k, v in request["headers"].items() if k not in ("Content-Length", "Host")}
+    if "Authorization" in headers:  # redacted in the recording
+        headers["Authorization"] = "Basic " + base64.b64encode(b"user:pass").decode()
     sent = None if request["body"] is None else json.dumps(request["body"])
     return client.open(request["path"], method=request["method"], headers=headers, data=sent)
 
 
 @pytest.mark.parametrize("recording", shared_params("label_studio/recorded/*.json"))
 def test_every_recorded_request_is_answered(
-    shared: Path, recording: Path, replay_client: FlaskClient, pictures: PictureHost
+    shared: Path,
+    recording: Path,
+    disc_client: FlaskClient,
+    prefixed_client: FlaskClient,
+    pictures: PictureHost,
 ) -> None:
     request = recorded(shared, recording.stem, host=pictures.url)
-    response = replay(replay_client, request)
+    client = prefixed_client if request["path"].startswith("/pre/") else disc_client
+    response = replay(client, request)
     training = request["path"] == "/webhook" and request["body"]["action"] == "START_TRAINING"
     assert response.status_code == (501 if training else 200), response.json
     if request["path"] != "/predict":
@@ -54,28 +86,20 @@ def test_every_recorded_request_is_answered(
 
 
 def test_the_mask_is_where_each_recorded_click_was(
-    shared: Path, replay_client: FlaskClient, pictures: PictureHost
+    shared: Path, disc_client: FlaskClient, pictures: PictureHost
 ) -> None:
     request = recorded(shared, "ui_keypoint_first", host=pictures.url)
-    (result,) = replay(replay_client, request).json["results"]
+    (result,) = replay(disc_client, request).json["results"]
     rows, columns = np.nonzero(mask_of(result["result"][0]))
     assert (columns.mean(), rows.mean()) == pytest.approx((448.2, 144.1), abs=3)
 
 
 @pytest.mark.parametrize("recording", shared_params("label_studio/recorded/ui_*.json"))
 def test_a_really_exported_network_answers_them_too(
-    shared: Path,
-    recording: Path,
-    tiny_bundle: Path,
-    make_client: MakeClient,
-    pictures: PictureHost,
+    shared: Path, recording: Path, tiny_client: FlaskClient, pictures: PictureHost
 ) -> None:
-    client = make_client(
-        label_studio=LabelStudioSettings(url=pictures.url),
-        model=ModelSettings(name=str(tiny_bundle)),
-    )
     request = recorded(shared, recording.stem, host=pictures.url)
-    response = replay(client, request)
+    response = replay(tiny_client, request)
     # Random weights may find nothing at all, which is the one thing that may be refused.
     if response.status_code == 422:
         assert response.json["code"] == "prompt_error"

@@ -10,12 +10,13 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import parts
+from tests import parts, servers
 
 DOCKERFILE = parts.REPOSITORY / "docker" / "Dockerfile"
 COMPOSE = parts.REPOSITORY / "docker" / "compose.yaml"
@@ -86,17 +87,31 @@ def test_the_health_check_finds_a_running_server(start_backend, tiny_bundle, sec
     assert told.returncode == 0, told.stderr
 
 
-@pytest.mark.parametrize("instruction", ["COPY", "ADD"])
-def test_everything_that_is_copied_passes_the_dockerignore(instruction):
-    wanted = {
-        source
+def copied() -> list[tuple[str, str]]:
+    """(source, destination folder or path) of everything that the image takes from here."""
+    return [
+        (source, destination)
         for step, rest in dockerfile_steps()
-        if step == instruction
-        for source in rest.split()[:-1]
-    }
-    allowed = {
-        line[1:]
-        for line in (parts.REPOSITORY / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    }
-    assert wanted <= allowed
+        if step == "COPY"
+        for *sources, destination in [rest.split()]
+        for source in sources
+    ]
+
+
+def test_everything_that_is_copied_passes_the_dockerignore():
+    lines = (parts.REPOSITORY / ".dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    assert {source for source, _ in copied()} <= allowed
+
+
+def test_what_is_copied_is_enough_to_serve(tiny_bundle, tmp_path):
+    app = tmp_path / "app"
+    app.mkdir()
+    for source, destination in copied():
+        path = parts.REPOSITORY / source
+        if path.is_dir() and not source.startswith("models/"):
+            shutil.copytree(path, app / destination)
+        elif path.is_file():
+            shutil.copy(path, app / destination)
+    with servers.running_backend(tiny_bundle, tmp_path, checkout=app) as backend:
+        assert urllib.request.urlopen(backend.url + "/health", timeout=10).status == 200

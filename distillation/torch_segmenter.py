@@ -1,0 +1,92 @@
+"""A network in training, asked through the code that serves: pre-processing, prompts, candidates.
+
+So a number during training means what the number of the exported bundle means; what can still
+differ is the export, and that has its own parity check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from edgesam_core.decode import Decoder
+from edgesam_core.encode import Encoder
+from edgesam_core.export.decoder import INPUTS as DECODER_INPUTS
+from edgesam_core.export.decoder import OUTPUTS as DECODER_OUTPUTS
+from edgesam_core.export.decoder import DecoderGraph
+from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.segmenter import Segmenter
+
+
+class TorchSegmenter(Segmenter):
+    """Answers like a ``Segmenter``, from a PyTorch model instead of a bundle."""
+
+    version = "in training"
+
+    def __init__(self, model: EdgeSam, input_size: int) -> None:
+        """Look at a model; it is not copied, so later steps of training show.
+
+        Args:
+            model: On any device; put into evaluation mode for each answer and back.
+            input_size: S in pixels, a multiple of 64.
+        """
+        encoder = _ModuleSession(
+            model,
+            model.image_encoder,
+            {"image": (1, 3, input_size, input_size)},
+            ("image_embeddings",),
+        )
+        decoder = _ModuleSession(
+            model,
+            DecoderGraph(model, input_size),
+            dict.fromkeys(DECODER_INPUTS, ()),
+            DECODER_OUTPUTS,
+        )
+        self._encoder = Encoder(
+            cast(ort.InferenceSession, encoder), input_size=input_size, bundle_version=self.version
+        )
+        self._decoder = Decoder(cast(ort.InferenceSession, decoder))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An input, as ONNX Runtime describes one."""
+
+    name: str
+    shape: Sequence[int]
+
+
+class _ModuleSession:
+    """As much of an ``InferenceSession`` as encode.py and decode.py use, over a module."""
+
+    def __init__(
+        self,
+        model: EdgeSam,
+        graph: Callable[..., Any],
+        inputs: Mapping[str, Sequence[int]],
+        outputs: Sequence[str],
+    ) -> None:
+        self._model, self._graph = model, graph
+        self._inputs, self._outputs = inputs, tuple(outputs)
+
+    def get_inputs(self) -> list[_Node]:
+        return [_Node(name, shape) for name, shape in self._inputs.items()]
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        device = next(self._model.parameters()).device
+        tensors = [torch.from_numpy(feeds[name]).to(device) for name in self._inputs]
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with torch.inference_mode():
+                answers = self._graph(*tensors)
+        finally:
+            self._model.train(was_training)
+        answers = answers if isinstance(answers, tuple) else (answers,)
+        by_name = dict(zip(self._outputs, answers, strict=True))
+        return [by_name[name].float().cpu().numpy() for name in names]
