@@ -108,8 +108,9 @@ class ServedModel:
         with self._lock:
             is_loading = self._thread is not None and self._thread.is_alive()
             if self._segmenter is None and self._error is None and not is_loading:
-                # A fork copies the object but not the thread, so a child begins anew.
-                self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
+                # A fork copies the object but not the thread, so a child begins anew. No daemon:
+                # ONNX Runtime aborts a process that ends while it opens a graph.
+                self._thread = threading.Thread(target=self._load, name="load-model")
                 self._thread.start()
 
     def segmenter(self, *, wait_s: float | None = None) -> Segmenter:

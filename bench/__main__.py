@@ -9,9 +9,9 @@ Each module has ``run()``, which returns rows: dicts that all have
     limit       the largest ours_ms / peer_ms that is acceptable, or None
     note        anything else worth a glance, or ""
 
-and may have more keys, which appear in the JSON only. Other units carry their own key and stand in
-the note. Milliseconds are reported and ratios judged: the exit status is 1 if a ratio is over its
-limit.
+and may have more keys, which appear in the JSON only. A row in another unit (memory) has its figure
+under a key of its own and in the note, and says itself with ``over`` whether it is over its limit.
+Milliseconds are reported and ratios judged: the exit status is 1 if anything is over its limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def module_names() -> list[str]:
 
 
 def within_limit(row: Row) -> bool:
-    """False where the ratio to the peer is over the row's limit."""
+    """False where the ratio to the peer is over the row's limit, or the row says so itself."""
+    if row.get("over"):
+        return False
     ratio = ratio_to_peer(row)
     return ratio is None or row.get("limit") is None or ratio <= row["limit"]
 

@@ -15,7 +15,6 @@ Source:
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgesam_core.arrays import ImageRGB, InputImage, SizeHW, check_shape
@@ -24,20 +23,8 @@ VERSION = "1"
 """Part of every embedding's key: to be raised whenever one output value changes."""
 
 # Per channel, RGB, on the 0..255 scale: ImageNet's statistics, as in SAM and EdgeSAM.
-MEAN_RGB = (123.675, 116.28, 103.53)
-STD_RGB = (58.395, 57.12, 57.375)
-
-
-def _normalised_levels() -> npt.NDArray[np.float32]:
-    """[3, 256] float32: what each of the 256 levels of each channel becomes."""
-    levels = np.arange(256, dtype=np.float32)
-    mean = np.array(MEAN_RGB, dtype=np.float32)[:, np.newaxis]
-    std = np.array(STD_RGB, dtype=np.float32)[:, np.newaxis]
-    normalised: npt.NDArray[np.float32] = (levels - mean) / std
-    return normalised
-
-
-_LEVELS = _normalised_levels()
+MEAN_RGB = np.array([123.675, 116.28, 103.53], dtype=np.float32)
+STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 def resized_size_hw(original_size_hw: SizeHW, input_size: int) -> SizeHW:
@@ -88,9 +75,9 @@ def normalise_and_pad(resized: ImageRGB, input_size: int) -> InputImage:
     """
     height, width = resized.shape[:2]
     x = np.zeros((1, 3, input_size, input_size), dtype=np.float32)
-    for channel in range(3):
-        # A table look-up: equal to (level - mean) / std to the last bit, without a float image.
-        x[0, channel, :height, :width] = _LEVELS[channel][resized[:, :, channel]]
+    valid = x[0, :, :height, :width]  # a view: nothing is copied afterwards
+    np.subtract(resized.transpose(2, 0, 1), MEAN_RGB[:, None, None], out=valid)
+    np.divide(valid, STD_RGB[:, None, None], out=valid)
     return x
 
 

@@ -150,11 +150,11 @@ class DecoderGraph(nn.Module):
         tokens, image = self._transform(tokens, image, position)
 
         classifiers = torch.stack(
-            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2
-        )  # [B, 32, 4]
-        logits = self._upscaled(image) @ classifiers  # [B, K * 16, 4]
+            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        )  # [B, 4, 32]
+        logits = classifiers @ self._upscaled(image).transpose(1, 2)  # [B, 4, K * 16]
         # Cells by row and column, then their quarters by row and column, then the quarters' ones.
-        quarters = logits.reshape(-1, side, side, 2, 2, 2, 2, 4).permute(0, 7, 1, 3, 5, 2, 4, 6)
+        quarters = logits.reshape(-1, 4, side, side, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
         low_res_logits = quarters.reshape(-1, 4, 4 * side, 4 * side)
         return low_res_logits, decoder.iou_prediction_head(tokens[:, 0])
 

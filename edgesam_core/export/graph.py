@@ -19,7 +19,9 @@ from onnx import numpy_helper
 from torch import nn
 
 OPSET = 17
-_HALVE_FROM = 1024  # values; smaller constants would save nothing and include shapes and scales
+_HALVE_FROM = 1024  # values; with fewer the Cast costs more than it saves
+
+DynamicAxes = Mapping[str, Mapping[int, str]]
 
 
 def export_graph(
@@ -28,9 +30,9 @@ def export_graph(
     outputs: Sequence[str],
     path: Path,
     *,
-    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    dynamic_axes: DynamicAxes | None = None,
 ) -> None:
-    """Trace a module and write it as one ONNX file.
+    """Write a module as one ONNX file that passes ONNX's own check.
 
     Args:
         module: In evaluation mode; takes the inputs in the order of ``example``.
@@ -38,6 +40,35 @@ def export_graph(
         outputs: Names of what the module returns.
         path: The file to write.
         dynamic_axes: Input or output name -> axis -> name of the axis, where a length may vary.
+    """
+    # Not folded by the exporter: products of weights are no longer the numbers that fp16 holds.
+    trace(module, example, outputs, path, dynamic_axes=dynamic_axes, fold_constants=False)
+    graph = onnx.load(path)
+    halve_constants(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+def trace(
+    module: nn.Module,
+    example: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    *,
+    opset: int = OPSET,
+    dynamic_axes: DynamicAxes | None = None,
+    fold_constants: bool = True,
+) -> None:
+    """Write what PyTorch's exporter makes of a module; arguments as for `export_graph`.
+
+    Args:
+        module: In evaluation mode.
+        example: Input name -> a tensor of the shape to trace with.
+        outputs: Names of what the module returns.
+        path: The file to write.
+        opset: Version of ONNX's operators.
+        dynamic_axes: Where a length may vary.
+        fold_constants: Let the exporter compute what depends on weights only.
     """
     with warnings.catch_warnings(), torch.no_grad():
         # This exporter is called deprecated, in many places. Its successor needs onnxscript.
@@ -52,21 +83,17 @@ def export_graph(
             input_names=list(example),
             output_names=list(outputs),
             dynamic_axes=dynamic_axes,
-            do_constant_folding=False,  # folded weights are no longer the rounded ones
-            opset_version=OPSET,
+            do_constant_folding=fold_constants,
+            opset_version=opset,
             dynamo=False,
         )
-    graph = onnx.load(path)
-    halve_constants(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
 
 
 def halve_constants(model: onnx.ModelProto) -> None:
     """Store those fp32 constants of a graph as fp16 that lose nothing by it.
 
     A Cast behind each widens it again, so that no answer changes by a bit. Weights qualify once they
-    were rounded to fp16 (`write_bundle` does); folded ones and positional encodings do not.
+    were rounded to fp16 (`write_bundle` does that); products of them and encodings do not.
 
     Args:
         model: Changed in place.

@@ -144,6 +144,17 @@ def test_cloud_file_is_resolved_for_its_task_and_its_storage_gets_no_token(
     assert tokens_seen(elsewhere) == []
 
 
+def test_buckets_of_one_name_in_two_projects_are_not_mixed_up(
+    label_studio: FakeLabelStudio, tmp_path: Path
+) -> None:
+    label_studio.files["/tasks/7/presign/"] = lambda request: request.reply(200, b"first")
+    label_studio.files["/tasks/8/presign/"] = lambda request: request.reply(200, b"second")
+    images = loader(label_studio, cache_dir=tmp_path)
+    for _ in range(2):
+        assert images.fetch("s3://bucket/cat.png", task_id=7).data == b"first"
+        assert images.fetch("s3://bucket/cat.png", task_id=8).data == b"second"
+
+
 def test_cloud_file_that_label_studio_passes_on_itself(label_studio: FakeLabelStudio) -> None:
     label_studio.files["/tasks/7/presign/"] = picture
     assert loader(label_studio).fetch("s3://bucket/cat.png", task_id=7).data == PICTURE

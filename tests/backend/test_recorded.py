@@ -94,6 +94,7 @@ def test_the_mask_is_where_each_recorded_click_was(
     assert (columns.mean(), rows.mean()) == pytest.approx((448.2, 144.1), abs=3)
 
 
+@pytest.mark.slow  # the export takes most of it
 @pytest.mark.parametrize("recording", shared_params("label_studio/recorded/ui_*.json"))
 def test_a_really_exported_network_answers_them_too(
     shared: Path, recording: Path, tiny_client: FlaskClient, pictures: PictureHost

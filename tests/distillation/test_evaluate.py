@@ -23,7 +23,9 @@ from distillation.prompt_points import (
     middle_of_error_click,
     wrong_pixel_click,
 )
+from edgesam_core.bundle import Bundle
 from edgesam_core.errors import RunError
+from edgesam_core.segmenter import Segmenter
 from edgesam_core.windowed_mask import WindowedMask
 
 SIZE_HW = (90, 120)
@@ -325,3 +327,23 @@ def test_command_says_what_is_wrong(tmp_path, capsys):
     assert "annotations.json" in capsys.readouterr().err
     assert main([str(tmp_path / "no_bundle"), str(Path(tmp_path))]) == 1
     assert capsys.readouterr().err
+
+
+def test_network_in_training_answers_as_its_exported_bundle(tiny_bundle):
+    from distillation.torch_segmenter import TorchSegmenter
+    from edgesam_core.nn.checkpoint import load_state_dict, read_checkpoint
+    from edgesam_core.nn.edge_sam import EdgeSam
+
+    bundle = Bundle.open(tiny_bundle)
+    model = EdgeSam()  # in training mode, and left so
+    load_state_dict(model, read_checkpoint(bundle.weights_path))
+    torch_segmenter = TorchSegmenter(model, bundle.manifest.input_size)
+    segmenter = Segmenter(bundle, threads=1)
+    image = scene(MASKS[1])
+    prompts = [click_prompt((30.5, 40.5, 1)), box_prompt(np.array([65, 25, 105, 65]))]
+    answers = torch_segmenter.segment(torch_segmenter.embed(image), prompts)
+    served = segmenter.segment(segmenter.embed(image), prompts)
+    for answer, expected in zip(answers, served, strict=True):
+        assert answer.candidate_index == expected.candidate_index
+        np.testing.assert_allclose(answer.low_res_logits, expected.low_res_logits, atol=2e-3)
+    assert model.training

@@ -85,12 +85,13 @@ class LabellingPage:
             self._wait_until(lambda: box.is_checked() == on, f"{name} switched {on}")
 
     def turn_to(self, item_index: int) -> None:
-        """Show another picture of a ``valueList`` task."""
-        for _ in range(item_index):
-            self.tab.locator(".lsf-pagination__btn_arrow-right").first.click()
-        self._wait_until(
-            lambda: self.tab.evaluate(f"() => {IMAGE}.currentImage") == item_index, "the next picture"
+        """From the first picture of a ``valueList`` task to another."""
+        forward = self.tab.locator(
+            ".lsf-pagination__btn_arrow-right:not(.lsf-pagination__btn_arrow-right-double)"
         )
+        for shown in range(1, item_index + 1):
+            forward.click()
+            self.tab.wait_for_function(f"() => {IMAGE}.currentImage === {shown}")
         self._wait_for_image()
 
     def choose(self, tool: Tool, label: str) -> None:

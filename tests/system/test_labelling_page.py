@@ -34,14 +34,40 @@ def readme_config() -> str:
     return found[0]
 
 
-SMART_TOOLS = """
-  <KeyPointLabels name="click" toName="image" smart="true">
-    <Label value="Cat"/><Label value="Dog"/>
-  </KeyPointLabels>
-  <RectangleLabels name="box" toName="image" smart="true">
-    <Label value="Cat"/><Label value="Dog"/>
-  </RectangleLabels>
-"""
+def config(output: str) -> str:
+    """Smart tools beside one control that holds the masks."""
+    return f"""<View>
+      <Image name="image" value="$image"/>
+      <{output} name="mask" toName="image"><Label value="Cat"/><Label value="Dog"/></{output}>
+      <KeyPointLabels name="click" toName="image" smart="true">
+        <Label value="Cat"/><Label value="Dog"/>
+      </KeyPointLabels>
+      <RectangleLabels name="box" toName="image" smart="true">
+        <Label value="Cat"/><Label value="Dog"/>
+      </RectangleLabels>
+    </View>"""
+
+
+LABELS_AND_BRUSH = """<View>
+  <Image name="image" value="$image"/>
+  <Labels name="label" toName="image"><Label value="Cat"/><Label value="Dog"/></Labels>
+  <Brush name="mask" toName="image"/>
+  <KeyPoint name="click" toName="image" smart="true"/>
+  <Rectangle name="box" toName="image" smart="true"/>
+</View>"""
+
+
+def small() -> bytes:
+    return jpeg(photo("coffee.png"))
+
+
+def rotated() -> bytes:
+    """Stored lying, 600 x 400; shown upright, 400 x 600."""
+    return jpeg(photo("coffee.png"), orientation=6)
+
+
+def large() -> bytes:
+    return jpeg(photo("chelsea.png").resize((4000, 3000)))
 
 
 def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backend):
@@ -63,11 +89,79 @@ def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backe
 
     (annotation,) = api.annotations(task)
     cat, dog = annotation["result"]
-    assert_stored_as_suggested(cat, second.regions[0], label="Cat")
-    assert_stored_as_suggested(dog, boxed.regions[0], label="Dog")
+    assert_stored_as_suggested([cat], second.regions, label="Cat")
+    assert_stored_as_suggested([dog], boxed.regions, label="Dog")
     assert mask_of(cat)[100, 140]
     y, x = np.nonzero(mask_of(dog))
     assert (x.min(), y.min(), x.max(), y.max()) == pytest.approx((250, 60, 400, 220), abs=8)
+
+
+@pytest.mark.parametrize(
+    ("label_config", "image", "size", "at"),
+    [
+        pytest.param(config("BrushLabels"), rotated, (400, 600), (250, 400), id="brush, EXIF"),
+        pytest.param(config("PolygonLabels"), small, (600, 400), (400, 150), id="polygon"),
+        pytest.param(config("BitmaskLabels"), rotated, (400, 600), (250, 400), id="bitmask, EXIF"),
+        pytest.param(config("RectangleLabels"), small, (600, 400), (400, 150), id="rectangle"),
+        pytest.param(LABELS_AND_BRUSH, large, (4000, 3000), (2600, 900), id="Labels + Brush, large"),
+    ],
+)
+def test_every_form_of_a_mask_is_drawn_and_stored(
+    labelling, api, backend, label_config, image, size, at
+):
+    project = api.create_project("one form", label_config)
+    task = api.upload(project, "image.jpg", image())
+    assert api.attach(project, backend.url).status_code == 201
+    labelling.open_task(project, task)
+    inside, outside = (at[0] + size[0] * 0.03, at[1]), (size[0] * 0.1, size[1] * 0.1)
+    bare = labelling.colours(inside, outside)
+
+    suggested = labelling.click("Cat", *at).regions
+    assert (suggested[0]["original_width"], suggested[0]["original_height"]) == size
+    mask = mask_of(suggested[0])
+    y, x = np.nonzero(mask)
+    assert (x.mean(), y.mean()) == pytest.approx(at, abs=0.01 * max(size))
+    assert 0.002 < mask.mean() < 0.2
+
+    drawn = labelling.colours(inside, outside)
+    assert distance(drawn[0], bare[0]) > 20
+    assert distance(drawn[1], bare[1]) < 5
+    labelling.accept()
+    accepted = labelling.colours(inside, outside)
+    assert distance(accepted[0], bare[0]) > 20
+    assert distance(accepted[1], bare[1]) < 5
+    labelling.submit()
+
+    (annotation,) = api.annotations(task)
+    assert_stored_as_suggested(annotation["result"], suggested, label="Cat")
+
+
+def test_a_click_on_the_second_picture_is_answered_there(labelling, api, backend):
+    several = config("BrushLabels").replace('value="$image"', 'valueList="$images"')
+    project = api.create_project("two pictures", several)
+    pictures = [
+        api.upload_file(project, name, jpeg(photo(name + ".png")))
+        for name in ("chelsea", "coffee")
+    ]
+    (task,) = api.import_tasks(project, {"images": pictures})
+    assert api.attach(project, backend.url).status_code == 201
+    labelling.open_task(project, task)
+
+    first = labelling.click("Cat", 140, 100)
+    assert first.regions[0]["item_index"] == 0
+    labelling.turn_to(1)
+    second = labelling.click("Cat", 420, 240)
+    # The prompt of the other picture, still pending, comes along.
+    assert [prompt["item_index"] for prompt in second.prompts] == [0, 1]
+    labelling.accept()
+    labelling.submit()
+
+    (annotation,) = api.annotations(task)
+    (region,) = annotation["result"]
+    assert region["item_index"] == 1
+    assert_stored_as_suggested([region], second.regions, label="Cat")
+    assert mask_of(region).shape == (400, 600)
+    assert mask_of(region)[240, 420]
 
 
 def mask_of(region: Region) -> Mask:
@@ -101,13 +195,24 @@ def mask_of(region: Region) -> Mask:
     return np.array(mask)
 
 
-def assert_stored_as_suggested(stored: Region, suggested: Region, *, label: str) -> None:
+def distance(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Between two colours, the largest difference of a channel."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def assert_stored_as_suggested(
+    stored: list[Region], suggested: list[Region], *, label: str
+) -> None:
     """Label Studio kept the suggestion as it was: shape, label, and all that we say about it."""
-    kind = suggested["type"]
-    assert stored["type"] == kind
-    assert stored["value"][kind] == [label]
-    assert stored["id"] == suggested["id"]
-    assert stored["origin"] == "prediction"
-    assert stored["meta"]["edgesam"] == suggested["meta"]["edgesam"]
-    assert stored["score"] == pytest.approx(suggested["score"])
-    assert np.array_equal(mask_of(stored), mask_of(suggested))
+    ours = {region["type"]: region for region in suggested}
+    assert {region["type"] for region in stored} == set(ours)
+    for region in stored:
+        kind = region["type"]
+        assert region["id"] == ours[kind]["id"]
+        assert region["origin"] == "prediction"
+        assert region["meta"]["edgesam"] == ours[kind]["meta"]["edgesam"]
+        assert region["score"] == pytest.approx(ours[kind]["score"])
+        if kind.endswith("labels"):
+            assert region["value"][kind] == [label]
+        if kind != "labels":
+            assert np.array_equal(mask_of(region), mask_of(ours[kind]))

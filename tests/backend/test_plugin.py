@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from backend.engine import Engine
+from backend.plugin import EdgeSAMBackend
+from edgesam_core.errors import NotBuilt
+from tests.backend.conftest import BRUSH_CONFIG, body, keypoint
+from tests.parts import REPOSITORY
+
+SENT = body(keypoint(50, 50))
+CONTEXT = SENT["params"]["context"]
+
+
+@pytest.fixture
+def engine(client: FlaskClient) -> Engine:
+    found: Engine = client.application.extensions["edgesam"].engine
+    return found
+
+
+def test_it_is_a_subclass_of_the_installed_framework() -> None:
+    model = pytest.importorskip("label_studio_ml.model")
+    assert issubclass(EdgeSAMBackend, model.LabelStudioMLBase)
+    assert "START_TRAINING" in EdgeSAMBackend.TRAIN_EVENTS
+
+
+@pytest.mark.parametrize(
+    ("made", "called"),
+    [
+        pytest.param(
+            {
+                "label_config": BRUSH_CONFIG,
+                "train_output": {},
+                "hostname": "h",
+                "access_token": "t",
+            },
+            {"context": CONTEXT, "login": None, "password": None},
+            id="1.0.9",
+        ),
+        pytest.param(
+            {"project_id": "1", "label_config": BRUSH_CONFIG}, {"context": CONTEXT}, id="2.x"
+        ),
+        pytest.param({}, {"context": CONTEXT, "label_config": BRUSH_CONFIG}, id="ours"),
+    ],
+)
+def test_predict_takes_either_call_shape(engine: Engine, made: Any, called: Any) -> None:
+    backend = EdgeSAMBackend(**made, engine=engine)
+    (prediction,) = backend.predict(SENT["tasks"], **called)
+    assert prediction["result"][0]["type"] == "brushlabels"
+    assert prediction["model_version"] == backend.model_version
+
+
+def test_predict_without_a_context_is_one_empty_result_per_task(engine: Engine) -> None:
+    backend = EdgeSAMBackend("1", BRUSH_CONFIG, engine=engine)
+    assert [p["result"] for p in backend.predict(SENT["tasks"] * 3)] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "trains"),
+    [
+        pytest.param(("ANNOTATION_CREATED", {}), {}, False, id="2.x annotation"),
+        pytest.param(("START_TRAINING", {}), {}, True, id="2.x training"),
+        pytest.param(
+            ((),), {"event": "PROJECT_UPDATED", "data": {}, "job_id": "1", "workdir": "w"}, False,
+            id="1.0.9 webhook",
+        ),
+        pytest.param(
+            ((),), {"event": "START_TRAINING", "data": {}, "job_id": "1"}, True,
+            id="1.0.9 training webhook",
+        ),
+        pytest.param(([{"id": 1}], "workdir"), {}, True, id="1.0.9 train call"),
+    ],
+)  # fmt: skip
+def test_fit_takes_either_call_shape(engine: Engine, args: Any, kwargs: Any, trains: bool) -> None:
+    backend = EdgeSAMBackend(engine=engine)
+    if trains:
+        with pytest.raises(NotBuilt, match="cannot be trained"):
+            backend.fit(*args, **kwargs)
+    else:
+        assert backend.fit(*args, **kwargs) == {}
+
+
+def test_a_base_class_of_2_x_is_made_as_it_wants_to_be() -> None:
+    """2.x is not on PyPI: this class has its constructor and events, no more."""
+    script = """
+        import sys, types
+
+        class LabelStudioMLBase:
+            TRAIN_EVENTS = ("ANNOTATION_CREATED", "START_TRAINING")
+
+            def __init__(self, project_id=None, label_config=None):
+                self.seen = project_id, label_config
+
+        model = types.ModuleType("label_studio_ml.model")
+        model.LabelStudioMLBase = LabelStudioMLBase
+        sys.modules["label_studio_ml"] = types.ModuleType("label_studio_ml")
+        sys.modules["label_studio_ml.model"] = model
+        from backend.plugin import EdgeSAMBackend
+
+        backend = EdgeSAMBackend("7", label_config="<View/>")
+        assert isinstance(backend, LabelStudioMLBase)
+        assert backend.seen == ("7", "<View/>")
+    """
+    run(script)
+
+
+def test_without_the_framework_a_stand_in_serves() -> None:
+    script = """
+        import sys
+        sys.modules["label_studio_ml"] = None
+        from backend.plugin import EdgeSAMBackend, _StandIn
+        assert issubclass(EdgeSAMBackend, _StandIn)
+        assert EdgeSAMBackend("1", "<View/>").fit("PROJECT_UPDATED", {}) == {}
+    """
+    run(script)
+
+
+def test_the_frameworks_own_application_answers_under_1_0_9(
+    disc_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("label_studio_ml")
+    script = f"""
+        import json, sys
+        from label_studio_ml.api import init_app
+        from backend.plugin import EdgeSAMBackend
+
+        sent = json.loads(sys.stdin.read())
+        client = init_app(EdgeSAMBackend, model_dir={str(tmp_path)!r}).test_client()
+        assert client.get("/health").json["status"] == "UP"
+        setup = client.post("/setup", json={{
+            "project": "1.1", "schema": sent["label_config"], "hostname": "", "access_token": "x",
+        }})
+        assert setup.status_code == 200, setup.text
+        assert setup.json["model_version"]
+        answer = client.post("/predict", json=sent)
+        assert answer.status_code == 200, answer.text
+        (prediction,) = answer.json["results"]
+        assert prediction["result"][0]["type"] == "brushlabels"
+        empty = client.post("/predict", json={{**sent, "params": {{"context": None}}}})
+        assert empty.json["results"][0]["result"] == []
+    """
+    run(script, json.dumps(SENT), MODEL=str(disc_bundle))
+
+
+def run(script: str, stdin: str = "", **environ: str) -> None:
+    """Run a script in a fresh interpreter: the framework's state is global."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        input=stdin,
+        cwd=REPOSITORY,
+        env={"PATH": "", "HOME": "/nonexistent", **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
