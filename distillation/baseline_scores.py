@@ -73,9 +73,10 @@ class BaselineScores:
     def _ious(self, key: str, image: ImageRGB, truth: Mask, box_xyxy: BoxXYXY) -> dict[str, float]:
         if key not in self._known:
             x, y, _ = centre_click(truth)
+            size_hw = (truth.shape[0], truth.shape[1])
             masks = {
-                "the box itself/box": box_mask(box_xyxy, truth.shape),
-                "ellipse in the box/box": ellipse_mask(box_xyxy, truth.shape),
+                "the box itself/box": box_mask(box_xyxy, size_hw),
+                "ellipse in the box/box": ellipse_mask(box_xyxy, size_hw),
                 "GrabCut/box": grabcut_from_box(image, box_xyxy),
                 "GrabCut/click": grabcut_from_click(image, (x, y)),
             }

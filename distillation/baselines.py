@@ -43,7 +43,7 @@ def grabcut_from_box(image: ImageRGB, box_xyxy: BoxXYXY) -> Mask:
 
     The box itself where GrabCut fails (a box that leaves no background) or comes back empty.
     """
-    size_hw = image.shape[:2]
+    size_hw = (image.shape[0], image.shape[1])
     labels = np.zeros(size_hw, np.uint8)
     box_xywh = _whole_pixels(box_xyxy, size_hw)
     mask = _grabcut(image, labels, box_xywh, cv2.GC_INIT_WITH_RECT)
@@ -55,7 +55,7 @@ def grabcut_from_click(image: ImageRGB, point_xy: tuple[float, float]) -> Mask:
 
     The sure disc alone where GrabCut fails: the whole image was probably foreground.
     """
-    size_hw = image.shape[:2]
+    size_hw = (image.shape[0], image.shape[1])
     labels = np.full(size_hw, cv2.GC_PR_BGD, np.uint8)
     centre = (int(point_xy[0]), int(point_xy[1]))
     for radius, label in ((PROBABLE_RADIUS, cv2.GC_PR_FGD), (SURE_RADIUS, cv2.GC_FGD)):

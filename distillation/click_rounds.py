@@ -74,7 +74,7 @@ def with_click(turn: Turn, click: Click, *, feed_logits: bool) -> Prompt:
     """
     *point, label = click
     return Prompt(
-        point_coords=np.append(turn.prompt.point_coords, np.float32([point]), axis=0),
+        point_coords=np.append(turn.prompt.point_coords, np.array([point], np.float32), axis=0),
         point_labels=np.append(turn.prompt.point_labels, np.float32(label)),
         box_xyxy=turn.prompt.box_xyxy,
         mask_input=turn.low_res_logits if feed_logits else None,

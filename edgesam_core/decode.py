@@ -183,7 +183,7 @@ class Decoder:
             if any(mask is not None for mask in mask_inputs):
                 raise PromptError("This model cannot refine an earlier mask. Send clicks only.")
             scores, low_res_logits = run_graph(self._session, inputs, ["scores", "masks"])
-            return low_res_logits, scores
+            return low_res_logits, np.nan_to_num(scores)  # 0/0 for an empty mask
         side = embedding.input_size // 4
         stacked = np.zeros((len(mask_inputs), 1, side, side), dtype=np.float32)
         for row, mask_input in enumerate(mask_inputs):

@@ -150,7 +150,8 @@ class DecoderGraph(nn.Module):
         tokens, image = self._transform(tokens, image, position)
 
         classifiers = torch.stack(
-            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)],
+            dim=1,
         )  # [B, 4, 32]
         logits = classifiers @ self._upscaled(image).transpose(1, 2)  # [B, 4, K * 16]
         # Cells by row and column, then their quarters by row and column, then the quarters' ones.
@@ -173,15 +174,11 @@ class DecoderGraph(nn.Module):
                 tokens = tokens + layer.self_attn(placed_tokens, placed_tokens, tokens)
             tokens = layer.norm1(tokens)
             placed, placed_tokens = image + position, tokens + token_position
-            looked = tokens_to_image(
-                layer.cross_attn_token_to_image, placed_tokens, placed, image
-            )
+            looked = tokens_to_image(layer.cross_attn_token_to_image, placed_tokens, placed, image)
             tokens = layer.norm2(tokens + looked)
             tokens = layer.norm3(tokens + layer.mlp(tokens))
             placed_tokens = tokens + token_position
-            looked = image_to_tokens(
-                layer.cross_attn_image_to_token, placed, placed_tokens, tokens
-            )
+            looked = image_to_tokens(layer.cross_attn_image_to_token, placed, placed_tokens, tokens)
             image = layer.norm4(image + looked)
         last = transformer.final_attn_token_to_image
         looked = tokens_to_image(last, tokens + token_position, image + position, image)

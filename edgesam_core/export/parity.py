@@ -111,7 +111,9 @@ def check_parity(
         differences["embedding"].append(_relative(embedding, expected_embedding))
         for group in _groups(_CASES):
             wanted = [_decode(model, expected_embedding, c, input_size, mask_input) for c in group]
-            expected, expected_iou = (np.concatenate(arrays) for arrays in zip(*wanted, strict=True))
+            expected, expected_iou = (
+                np.concatenate(arrays) for arrays in zip(*wanted, strict=True)
+            )
             prompts = _inputs(group, input_size, mask_input)
             outputs = ["low_res_logits", "iou_predictions"]
             same, same_iou = run_graph(

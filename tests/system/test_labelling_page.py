@@ -34,23 +34,23 @@ def readme_config() -> str:
     return found[0]
 
 
+LABELS = '<Label value="Cat" background="#0000FF"/><Label value="Dog" background="#00FF00"/>'
+"""Colours that none of the photos has."""
+
+
 def config(output: str) -> str:
     """Smart tools beside one control that holds the masks."""
     return f"""<View>
       <Image name="image" value="$image"/>
-      <{output} name="mask" toName="image"><Label value="Cat"/><Label value="Dog"/></{output}>
-      <KeyPointLabels name="click" toName="image" smart="true">
-        <Label value="Cat"/><Label value="Dog"/>
-      </KeyPointLabels>
-      <RectangleLabels name="box" toName="image" smart="true">
-        <Label value="Cat"/><Label value="Dog"/>
-      </RectangleLabels>
+      <{output} name="mask" toName="image">{LABELS}</{output}>
+      <KeyPointLabels name="click" toName="image" smart="true">{LABELS}</KeyPointLabels>
+      <RectangleLabels name="box" toName="image" smart="true">{LABELS}</RectangleLabels>
     </View>"""
 
 
-LABELS_AND_BRUSH = """<View>
+LABELS_AND_BRUSH = f"""<View>
   <Image name="image" value="$image"/>
-  <Labels name="label" toName="image"><Label value="Cat"/><Label value="Dog"/></Labels>
+  <Labels name="label" toName="image">{LABELS}</Labels>
   <Brush name="mask" toName="image"/>
   <KeyPoint name="click" toName="image" smart="true"/>
   <Rectangle name="box" toName="image" smart="true"/>
@@ -140,7 +140,7 @@ def test_a_click_on_the_second_picture_is_answered_there(labelling, api, backend
     several = config("BrushLabels").replace('value="$image"', 'valueList="$images"')
     project = api.create_project("two pictures", several)
     pictures = [
-        api.upload_file(project, name, jpeg(photo(name + ".png")))
+        api.upload_file(project, f"{name}.jpg", jpeg(photo(name + ".png")))
         for name in ("chelsea", "coffee")
     ]
     (task,) = api.import_tasks(project, {"images": pictures})
