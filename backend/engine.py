@@ -10,11 +10,12 @@ in it, or only negative clicks. Everything else is a mask or an error with a sen
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend import logs
-from backend.embeddings import EmbeddingStore, embedding_key
+from backend.embeddings import EmbeddingStore, Outcome, embedding_key
 from backend.images import ImageLoader
 from backend.label_config import ImageTag, LabelConfig, image_uri, parse_label_config
 from backend.metrics import Metrics
@@ -141,10 +142,8 @@ class Engine:
             suggested.to_name, drawn.labels, every_kind=self._settings.outputs == "all"
         )
         for output in outputs:
-            if not output.labels:
-                logs.current().note = (
-                    "region without a label: the output control lacks the drawn one"
-                )
+            if drawn.labels and not output.labels:
+                logs.current().note = "region without a label: its control lacks the drawn one"
             regions += regions_for(suggested, output, self._settings)
         return regions
 
@@ -183,7 +182,7 @@ class Engine:
                 mask=mask,
                 prompt=prompt,
                 score=round(suggestion.score, 4),
-                item_index=prompts.item_index if tag.is_list else None,
+                item_index=prompts.item_index,
                 to_name=tag.name,
                 version=segmenter.version,
             )
@@ -196,24 +195,37 @@ class Engine:
         task: Mapping[str, Any],
         tag: ImageTag,
         item_index: int | None,
-    ) -> tuple[str, Embedding, str]:
+    ) -> tuple[str, Embedding, Outcome]:
         """Key and embedding of the image that was clicked on, and how it was found."""
-        data = task.get("data")
-        if not isinstance(data, Mapping):
+        fields = task.get("data")
+        if not isinstance(fields, Mapping):
             raise RequestError("The task has no data. Send it as Label Studio does.")
-        uri, task_id = image_uri(tag, data, item_index), _task_id(task)
+        uri, task_id = image_uri(tag, fields, item_index), _task_id(task)
         with self._metrics.stage("fetch"):
             image_key = self._images.key(uri, task_id)
-            key = embedding_key(image_key, segmenter.version) if image_key else ""
-            embedding = self._embeddings.get(key) if key else None
-            image = self._images.fetch(uri, task_id=task_id) if embedding is None else None
-        outcome = "hit"
-        if embedding is None and image is not None:
-            key = embedding_key(image.sha256, segmenter.version)
-            embedding, outcome = self._embeddings.get_or_encode(
-                key, lambda: self._encode(segmenter, image.data)
-            )
-        assert embedding is not None
+        if image_key is not None:
+            key = embedding_key(image_key, segmenter.version)
+            kept = self._embeddings.get(key)
+            if kept is not None:
+                return self._found(key, kept, "hit")
+        with self._metrics.stage("fetch"):
+            image = self._images.fetch(uri, task_id=task_id)
+        key = embedding_key(image.sha256, segmenter.version)
+        asked = time.perf_counter()
+
+        def encode() -> Embedding:
+            self._metrics.observe_stage("wait", time.perf_counter() - asked)
+            return self._encode(segmenter, image.data)
+
+        embedding, outcome = self._embeddings.get_or_encode(key, encode)
+        if outcome == "joined":
+            self._metrics.observe_stage("wait", time.perf_counter() - asked)
+        return self._found(key, embedding, outcome)
+
+    def _found(
+        self, key: str, embedding: Embedding, outcome: Outcome
+    ) -> tuple[str, Embedding, Outcome]:
+        """Count how an embedding was found; one cold image makes a request cold."""
         self._metrics.embedding_cache.labels(outcome).inc()
         record = logs.current()
         if record.temperature != "cold":

@@ -68,10 +68,13 @@ class Metrics:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
-            self.stages.labels(name).observe(seconds)
-            stage_ms = logs.current().stage_ms
-            stage_ms[name] = stage_ms.get(name, 0.0) + seconds * 1000
+            self.observe_stage(name, time.perf_counter() - started)
+
+    def observe_stage(self, name: str, seconds: float) -> None:
+        """Take note of a stage that was timed elsewhere."""
+        self.stages.labels(name).observe(seconds)
+        stage_ms = logs.current().stage_ms
+        stage_ms[name] = stage_ms.get(name, 0.0) + seconds * 1000
 
     def text(self) -> bytes:
         """Everything in Prometheus' text form."""

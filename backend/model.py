@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +76,16 @@ class ServedModel:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself; quick, since no graph is read.
+        """What the bundle says about itself; quick, since no graph is read for it.
 
         Raises:
             BundleError: There is no such bundle, or its manifest cannot be read.
         """
-        path = self._path
+        if self._segmenter is not None:
+            return self._segmenter.manifest
+        path = self._settings.folder()
         try:
             return Manifest.from_json((path / MANIFEST_NAME).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as exc:
@@ -133,14 +134,12 @@ class ServedModel:
             raise Unavailable("The model is still loading. Try again in a moment.")
         return self._segmenter
 
-    @cached_property
-    def _path(self) -> Path:
-        return self._settings.folder()
-
     def _load(self) -> None:
         started = time.perf_counter()
         try:
-            segmenter = Segmenter(Bundle.open(self._path), threads=self._settings.threads or None)
+            segmenter = Segmenter(
+                Bundle.open(self._settings.folder()), threads=self._settings.threads or None
+            )
             _try_out(segmenter)
         except EdgeSamError as exc:
             logger.error("the model cannot be served: %s %s", exc.sentence, exc.detail)

@@ -14,6 +14,7 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -104,7 +105,10 @@ class Variable:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / Path(text).name
 
 
 def _hosts(text: str) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Training the student: prompts in the loop, data, evaluation. Serving never imports this."""

@@ -55,7 +55,7 @@ class TrainingScenes(IterableDataset[Batch]):
         self.grounds = [_read_ground(path) for path in sorted((data / "unlabelled").glob("*.jpg"))]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Worker w of n yields steps w, w + n, ...; a step's batch depends on seed and step only."""
+        """Worker w of n yields steps w, w + n, ...; a batch depends on seed and step only."""
         cv2.setNumThreads(1)
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -103,9 +103,7 @@ class TrainingScenes(IterableDataset[Batch]):
             scene = paste_scene(rng, ground, cutouts, phase.size)
             return _from_scene(jitter_colour(rng, scene.image), scene.masks, phase)
         photo = self._draw_photo(rng)
-        return draw_crop(
-            rng, photo, phase.size, max_masks=phase.prompts, min_area=phase.min_area
-        )
+        return draw_crop(rng, photo, phase.size, max_masks=phase.prompts, min_area=phase.min_area)
 
     def _draw_photo(self, rng: np.random.Generator) -> LabelledImage:
         images = self.sets[rng.choice(len(self.sets), p=self.set_shares)]
@@ -126,6 +124,7 @@ def _repeat_to(rng: np.random.Generator, masks: np.ndarray, count: int) -> np.nd
 
 def _read_ground(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert image is not None, path.name
     scale = 512 / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -1,10 +1,11 @@
 """Labelled photos as training crops: images and masks in memory, windows cut on the fly.
 
 A crop is what the student sees: a square window of a photo, or the whole photo letter-boxed as in
-serving, with a few of its masks. Masks are kept as COCO RLE and decoded only when drawn, so that all
-of an openly licensed collection fits in memory.
+serving, with a few of its masks. Masks are kept as COCO RLE and decoded only when drawn, so that
+all of an openly licensed collection fits in memory.
 
-Place: between the data folders and ``prompt_sampling.py``. Composed scenes come from ``distillation/synth``.
+Place: between the data folders and ``prompt_sampling.py``. Composed scenes come from
+``distillation/synth``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +33,7 @@ class LabelledImage:
 
     image: np.ndarray
     """[H, W, 3] uint8 RGB."""
-    coco_rles: tuple[dict[str, object], ...]
+    coco_rles: tuple[dict[str, Any], ...]
     boxes_xywh: np.ndarray
     """[K, 4] float32 pixels."""
     areas: np.ndarray
@@ -57,7 +59,7 @@ def load_set(folder: Path, *, max_side: int, validation: bool = False) -> list[L
         validation: Images whose id is divisible by 10 instead of all others.
     """
     coco = json.loads((folder / "annotations.json").read_text())
-    by_image: dict[int, list[dict[str, object]]] = {}
+    by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in coco["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     loaded = []
@@ -71,7 +73,7 @@ def load_set(folder: Path, *, max_side: int, validation: bool = False) -> list[L
 
 
 def _shrink(
-    image: np.ndarray, annotations: Sequence[dict[str, object]], max_side: int
+    image: np.ndarray, annotations: Sequence[dict[str, Any]], max_side: int
 ) -> LabelledImage:
     scale = min(1.0, max_side / max(image.shape[:2]))
     if scale == 1.0:
@@ -119,8 +121,12 @@ def draw_crop(
     window = _window(x0, y0, scale, size, flip=flip)
 
     boxes = labelled.boxes_xywh
-    seen_w = np.clip(np.minimum(boxes[:, 0] + boxes[:, 2], x0 + side) - np.maximum(boxes[:, 0], x0), 0, None)
-    seen_h = np.clip(np.minimum(boxes[:, 1] + boxes[:, 3], y0 + side) - np.maximum(boxes[:, 1], y0), 0, None)
+    seen_w = np.clip(
+        np.minimum(boxes[:, 0] + boxes[:, 2], x0 + side) - np.maximum(boxes[:, 0], x0), 0, None
+    )
+    seen_h = np.clip(
+        np.minimum(boxes[:, 1] + boxes[:, 3], y0 + side) - np.maximum(boxes[:, 1], y0), 0, None
+    )
     share = seen_w * seen_h / np.maximum(boxes[:, 2] * boxes[:, 3], 1)
     large_enough = labelled.areas * share * scale**2 >= min_area * size**2
     usable = np.flatnonzero((share >= MIN_VISIBLE) & large_enough)

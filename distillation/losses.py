@@ -1,7 +1,7 @@
 """What a predicted mask is measured by while learning.
 
-Targets are soft: the share of each low-res cell that the object covers, so that the zero crossing of
-the up-scaled logits can lie between cells.
+Targets are soft: the share of each low-res cell that the object covers, so that the zero crossing
+of the up-scaled logits can lie between cells.
 
 Source: EdgeSAM (arXiv 2312.06660) uses BCE 5 + Dice 5 on the teacher's thresholded logits. With
 masks as the only teacher and objects from specks to half an image, a plain mean over all pixels let
@@ -69,8 +69,8 @@ def mask_loss(
 ) -> torch.Tensor:
     """The loss of one decoding round.
 
-    Mask 0 answers every prompt. After a single ambiguous click, masks 1 to 3 share a second loss, of
-    which only the best of the three counts, so that they can specialise in parts and wholes.
+    Mask 0 answers every prompt. After a single ambiguous click, masks 1 to 3 share a second loss,
+    of which only the best of the three counts: they can specialise in parts and wholes.
 
     Args:
         logits: [B, 4, h, w].

@@ -68,8 +68,8 @@ def corrective_click(
         cell: Pixels of the input per cell.
 
     Returns:
-        Coordinates [B, 1, 2] (x, y) of cell centres in the input's frame, and labels [B, 1]: 1 for a
-        missed cell, 0 for a spilled one, -2 where too few cells are wrong.
+        Coordinates [B, 1, 2] (x, y) of cell centres in the input's frame, and labels [B, 1]: 1 for
+        a missed cell, 0 for a spilled one, -2 where too few cells are wrong.
     """
     wrong = predicted ^ target
     batch, _, width = wrong.shape

@@ -2,9 +2,9 @@
 
     python -m distillation.prompt_stage distillation/recipes/default.yaml DATA_DIR RUN_DIR
 
-The student is EdgeSAM; the teacher here is the masks themselves. One step draws a batch of crops with
-several prompts each, decodes all of them in one call, and then again with one corrective click more;
-the loss is the mean over the rounds. Read from ``train`` downward.
+The student is EdgeSAM; the teacher here is the masks themselves. One step draws a batch of crops
+with several prompts each, decodes all of them in one call, and then again with one corrective click
+more; the loss is the mean over the rounds. Read from ``train`` downward.
 
 Paper: EdgeSAM (arXiv 2312.06660), section 3.2 and algorithm 1.
 """
@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,15 +47,16 @@ def train(
     Args:
         config: The recipe.
         data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
-        run: Receives ``checkpoint.pt``, ``student.safetensors`` (the averaged weights under official
-            names), ``recipe.yaml`` and ``log.jsonl``.
+        run: Receives ``checkpoint.pt``, ``student.safetensors`` (the averaged weights under their
+            official names), ``recipe.yaml`` and ``log.jsonl``.
         init: Weights to start from instead of random ones.
         device: Where the student learns.
     """
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(config, run / "recipe.yaml")
     torch.manual_seed(config.seed)
-    student = EdgeSam().to(device, memory_format=torch.channels_last)
+    student = EdgeSam().to(device)
+    cast("Any", student).to(memory_format=torch.channels_last)
     if init is not None:
         load_state_dict(student, read_checkpoint(init))
     averaged = copy.deepcopy(student).eval().requires_grad_(False)
@@ -156,8 +158,9 @@ def load_batches(config: PromptStageConfig, data: Path, step: int) -> Iterator[B
 
 
 def build_optimizer(student: EdgeSam, config: PromptStageConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only. The positional frequencies are a buffer: never moved."""
-    decayed, kept = [], []
+    """AdamW; weight decay on matrices only. The positional frequencies are a buffer."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         is_matrix = parameter.ndim > 1 and "embed" not in name and "token.weight" not in name
         (decayed if is_matrix and "tokens.weight" not in name else kept).append(parameter)
@@ -206,9 +209,7 @@ def save(
     (run / "student.tmp").replace(run / "student.safetensors")
 
 
-def resume(
-    run: Path, student: EdgeSam, averaged: EdgeSam, optimizer: torch.optim.Optimizer
-) -> int:
+def resume(run: Path, student: EdgeSam, averaged: EdgeSam, optimizer: torch.optim.Optimizer) -> int:
     """Load the run's checkpoint if there is one; returns the step to go on with."""
     path = run / "checkpoint.pt"
     if not path.exists():

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from edgesam_core.export.graph import export_graph
 from edgesam_core.export.layer_norm import channels_last_norms
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.layer_norm import LayerNorm2d
 from edgesam_core.nn.transformer import HEADS, Attention, TwoWayBlock
 
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
@@ -102,6 +103,15 @@ def _head_weights(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
     return k.unflatten(0, (HEADS, -1)), v.unflatten(0, (HEADS, -1))
 
 
+def _quarters(rows: torch.Tensor, convolution: nn.Module) -> torch.Tensor:
+    """A transposed convolution of size and stride two: [B, R, in] -> [B, R * 4, out]."""
+    assert isinstance(convolution, nn.ConvTranspose2d)
+    assert convolution.bias is not None
+    kernel = convolution.weight.permute(0, 2, 3, 1)  # [in, 2, 2, out]
+    quarters = (rows @ kernel.flatten(1)).reshape(-1, rows.shape[1] * 4, kernel.shape[3])
+    return quarters + convolution.bias
+
+
 class DecoderGraph(nn.Module):
     """The decoder in the form in which it is exported."""
 
@@ -165,8 +175,8 @@ class DecoderGraph(nn.Module):
         """nn.transformer.TwoWayTransformer, cells not projected."""
         transformer = self.mask_decoder.transformer
         token_position = tokens
-        layer: TwoWayBlock
         for layer in transformer.layers:
+            assert isinstance(layer, TwoWayBlock)
             if layer.is_first:
                 tokens = layer.self_attn(tokens, tokens, tokens)
             else:
@@ -190,15 +200,10 @@ class DecoderGraph(nn.Module):
         A row's sixteen rows are its quarters and their quarters, each by row and column.
         """
         first, norm, _, second, _ = self.mask_decoder.output_upscaling
-        x = image
-        for convolution in (first, second):
-            channels = convolution.weight.shape[1]
-            kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # [in, 2 * 2 * out]
-            x = (x @ kernel).reshape(-1, x.shape[1] * 4, channels) + convolution.bias
-            if convolution is first:
-                x = F.layer_norm(x, (channels,), norm.weight, norm.bias, norm.eps)
-            x = F.gelu(x)
-        return x
+        assert isinstance(norm, LayerNorm2d)
+        x = _quarters(image, first)
+        x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        return F.gelu(_quarters(x, second))
 
 
 def export_decoder(model: EdgeSam, path: Path, *, input_size: int) -> None:

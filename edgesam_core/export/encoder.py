@@ -22,10 +22,10 @@ from edgesam_core.nn.fpn import EMBEDDING_CHANNELS
 def encoder_graph(model: EdgeSam) -> nn.Module:
     """The encoder in the form in which it is exported: same answers, fewer and faster nodes."""
     encoder = channels_last_norms(fused(model.image_encoder))
-    fuse_stage3 = model.image_encoder.fuse_stage3
-    if fuse_stage3.mode == "bicubic":
-        convolution = encoder.fuse_stage3.op_list[0]
-        encoder.fuse_stage3 = nn.Sequential(convolution, BicubicTwice(EMBEDDING_CHANNELS))
+    if model.image_encoder.fuse_stage3.mode == "bicubic":
+        (convolution,) = encoder.fuse_stage3.op_list
+        enlarged = nn.Sequential(convolution, BicubicTwice(EMBEDDING_CHANNELS))
+        encoder.add_module("fuse_stage3", enlarged)
     return encoder
 
 

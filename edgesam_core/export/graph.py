@@ -17,6 +17,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 OPSET = 17
 _HALVE_FROM = 1024  # values; with fewer the Cast costs more than it saves
@@ -73,7 +74,7 @@ def trace(
     with warnings.catch_warnings(), torch.no_grad():
         # This exporter is called deprecated, in many places. Its successor needs onnxscript.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
         # Its shape inference regrets that it cannot fold the reversed list of F.pad; no harm done.
         warnings.filterwarnings("ignore", "Constant folding - Only steps=1", UserWarning)
         torch.onnx.export(
@@ -92,8 +93,8 @@ def trace(
 def halve_constants(model: onnx.ModelProto) -> None:
     """Store those fp32 constants of a graph as fp16 that lose nothing by it.
 
-    A Cast behind each widens it again, so that no answer changes by a bit. Weights qualify once they
-    were rounded to fp16 (`write_bundle` does that); products of them and encodings do not.
+    A Cast behind each widens it again, so that no answer changes by a bit. Weights qualify once
+    they were rounded to fp16 (`write_bundle` does that); products of them and encodings do not.
 
     Args:
         model: Changed in place.

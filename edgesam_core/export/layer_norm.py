@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from edgesam_core.nn.layer_norm import LayerNorm2d
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class ChannelsLastNorm(nn.Module):
@@ -33,7 +36,7 @@ class ChannelsLastNorm(nn.Module):
         return normalised.permute(0, 3, 1, 2)
 
 
-def channels_last_norms(module: nn.Module) -> nn.Module:
+def channels_last_norms(module: AnyModule) -> AnyModule:
     """A copy of a module in which every LayerNorm2d is a ChannelsLastNorm."""
     copied = copy.deepcopy(module)
     for parent in list(copied.modules()):

@@ -1,9 +1,9 @@
-"""The graphs as EdgeSAM's own scripts export them: the peer of our benchmarks, a case for our tests.
+"""The graphs as EdgeSAM's own scripts export them: a peer for benchmarks, a case for tests.
 
 Nothing is served from here. Users bring such files as ``edge_sam_3x_encoder.onnx`` and
 ``edge_sam_3x_decoder.onnx``; we make our own from any weights, to compare with and to test that
-they are served right. What differs from our export: branches not folded, bilinear up-sampling in the
-feature pyramid, stability scores before the masks, one prompt at a time, no mask input.
+they are served right. What differs from our export: branches not folded, bilinear up-sampling in
+the feature pyramid, stability scores before the masks, one prompt at a time, no mask input.
 
 Source:
     EdgeSAM's ``scripts/export_onnx_model.py`` with ``--use-stability-score``, as published.

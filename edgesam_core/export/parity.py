@@ -135,7 +135,9 @@ def check_parity(
                 f"at most {MAX_RELATIVE_DIFFERENCE:g} is allowed. No bundle was written."
             )
     report = ParityReport(
-        *(max(found) for found in differences.values()),
+        embedding_difference=max(differences["embedding"]),
+        logits_difference=max(differences["logits"]),
+        iou_prediction_difference=max(differences["IoU prediction"]),
         mask_iou=intersection / union if union else 1.0,
         sign_changes=sign_changes,
         pixels=pixels,

@@ -1,13 +1,14 @@
 """Official EdgeSAM state dicts in and out: 821 tensors, loaded strictly.
 
-A checkpoint names the backbone ``image_encoder.features.N...``; our modules hold timm's backbone, so
-only those 676 keys are renamed, by the one table that ``_prefixes`` writes down. Nothing is
+A checkpoint names the backbone ``image_encoder.features.N...``; our modules hold timm's backbone,
+so only those 676 keys are renamed, by the one table that ``_prefixes`` writes down. Nothing is
 unpickled: ``.pth`` files are read with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def _prefixes() -> dict[str, str]:
     """
     table = {"0.0.": "stem.conv1.", "0.2.": "stem.conv2."}
     ends = (0, 3, 7, 23, 26)
-    for stage, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for stage, (start, end) in enumerate(pairwise(ends)):
         blocks = list(range(start + 1, end + 1))
         if stage > 0:
             down = blocks.pop(0)
@@ -80,8 +81,8 @@ def load_state_dict(model: EdgeSam, state_dict: Mapping[str, torch.Tensor]) -> N
         model.load_state_dict(_rename(state_dict, _prefixes()), strict=True)
     except RuntimeError as exc:
         raise BundleError(
-            "The checkpoint is not an EdgeSAM state dict: "
-            f"its {len(state_dict)} tensors do not fit the {len(model.state_dict())} expected ones.",
+            f"The checkpoint is not an EdgeSAM state dict: its {len(state_dict)} tensors do "
+            f"not fit the {len(model.state_dict())} expected ones.",
             detail=str(exc),
         ) from exc
 

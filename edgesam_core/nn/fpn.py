@@ -1,7 +1,7 @@
 """The image encoder: RepViT-M1, a two-tap FPN and SAM's neck.
 
-Place in a click's path: normalised image -> image embedding. The same encoder takes any input size S
-that is a multiple of 32; the published weights were trained at 1024.
+Place in a click's path: normalised image -> image embedding. The same encoder takes any input size
+S that is a multiple of 32; the published weights were trained at 1024.
 
 Paper: EdgeSAM (arXiv 2312.06660), section 3.1 and figure 3.
 """

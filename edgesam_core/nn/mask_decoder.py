@@ -8,6 +8,8 @@ Paper: Segment Anything (arXiv 2304.02643), appendix A.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,9 +28,7 @@ class TokenMlp(nn.Module):
         """Build with random weights."""
         super().__init__()
         widths = [WIDTH, WIDTH, WIDTH, out_width]
-        self.layers = nn.ModuleList(
-            [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
 
     def forward(self, token: torch.Tensor) -> torch.Tensor:
         """[B, 256] -> [B, out_width]."""

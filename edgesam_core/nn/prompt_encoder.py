@@ -10,6 +10,7 @@ Papers: Segment Anything (arXiv 2304.02643) appendix A; Fourier features (arXiv 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ IGNORE, PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
 
 class PositionalEncoding(nn.Module):
     """Random Fourier features of a position in the unit square."""
+
+    positional_encoding_gaussian_matrix: torch.Tensor
 
     def __init__(self) -> None:
         """Draw the frequencies once; checkpoints store them."""
@@ -117,7 +120,10 @@ class PromptEncoder(nn.Module):
         labels = point_labels.unsqueeze(-1)
         position = self.pe_layer((point_coords + 0.5) / input_size)
         tokens = torch.where(labels >= NEGATIVE, position, torch.zeros_like(position))
-        learned = [(PADDING, self.not_a_point_embed), *enumerate(self.point_embeddings)]
+        learned: list[tuple[int, Any]] = [
+            (PADDING, self.not_a_point_embed),
+            *enumerate(self.point_embeddings),
+        ]
         for label, embedding in learned:
             tokens = tokens + (labels == label).to(tokens.dtype) * embedding.weight
         return tokens

@@ -11,6 +11,7 @@ Papers: RepViT (arXiv 2307.09283), EdgeSAM (arXiv 2312.06660) section 3.1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def _declare_missing_torchvision_operators() -> None:
 
 
 def build_repvit_m1() -> nn.Module:
-    """timm's RepViT-M1 without its classifier, randomly initialised (4,713,712 parameters)."""
+    """RepViT-M1 from timm, without its classifier, randomly initialised (4,713,712 parameters)."""
     _declare_missing_torchvision_operators()
     import timm
 
@@ -45,11 +46,11 @@ def build_repvit_m1() -> nn.Module:
     return backbone
 
 
-def stage_outputs(backbone: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+def stage_outputs(backbone: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
     """The activations at EdgeSAM's stage ends, in order.
 
     Args:
-        backbone: What ``build_repvit_m1`` returned.
+        backbone: What ``build_repvit_m1`` returned; untyped, as timm is.
         x: [B, 3, S, S] float, normalised.
 
     Yields:

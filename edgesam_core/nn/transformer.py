@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner_width, WIDTH)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q [B, T, 256], k and v [B, K, 256] -> [B, T, 256]."""
+        """Queries [B, T, 256], keys and values [B, K, 256] -> [B, T, 256]."""
         q, k, v = (_split_heads(x) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
         out = F.scaled_dot_product_attention(q, k, v)  # [B, 8, T, inner/8]
         return self.out_proj(out.transpose(1, 2).flatten(2))

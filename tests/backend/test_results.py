@@ -182,3 +182,13 @@ def test_specks_go_and_the_largest_island_stays() -> None:
 def test_settings_that_make_no_region_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         ResultSettings(**changes)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the SDK's own imports
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_label_studios_own_reader_accepts_the_prediction(kind: str) -> None:
+    label_interface = pytest.importorskip("label_studio_sdk.label_interface")
+    xml = f'<View><Image name="image" value="$image"/>{CONFIGS[kind]}</View>'
+    prediction = {"result": regions(kind), "score": 0.91, "model_version": "abc"}
+    reader = label_interface.LabelInterface(config=xml)
+    assert reader.validate_prediction(prediction, return_errors=True) == []
