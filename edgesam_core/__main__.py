@@ -10,6 +10,7 @@ Whatever is wrong with the input ends as one sentence and exit status 2.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -29,11 +30,16 @@ MODELS_DIR = Path(__file__).resolve().parent.parent / "models"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when something has to be mended first."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("edgesam_core").setLevel(logging.INFO)
     try:
         options.run(options)
     except EdgeSamError as error:
         print(f"edgesam_core {options.command}: {error.sentence}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"edgesam_core {options.command}: stopped.", file=sys.stderr)
+        return 130  # what a shell expects after Ctrl+C
     return 0
 
 
@@ -109,7 +115,11 @@ def fetch(options: argparse.Namespace) -> None:
         raise EdgeSamError(
             f"Fetching weights needs the package {exc.name!r}. Install requirements.txt."
         ) from exc
-    fetch_weights(options.name)
+    folder = fetch_weights(options.name, options.models_dir, accept_licence=options.accept_licence)
+    manifest = Bundle.open(folder).manifest
+    print(f"{manifest.name} {manifest.version} ({manifest.upsample}) lies in {folder}")
+    print(manifest.origin)
+    print(f"Serve it: make serve MODEL={options.name}")
 
 
 def _read_file(path: Path) -> bytes:
@@ -181,6 +191,12 @@ def _parser() -> argparse.ArgumentParser:
     three = commands.add_parser("fetch", help="official weights become a bundle")
     three.set_defaults(run=fetch)
     three.add_argument("name", help="edge_sam or edge_sam_3x")
+    three.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="accept the S-Lab License 1.0 (non-commercial) without being asked",
+    )
+    three.add_argument("--models-dir", type=Path, default=MODELS_DIR, help=argparse.SUPPRESS)
     return parser
 
 

@@ -1,9 +1,9 @@
 """The bytes of an image file become RGB pixels, upright.
 
 Second step of a click's path: bytes -> [H, W, 3] uint8. What comes out is what the annotator sees
-in the browser: turned as the camera says (EXIF), transparent parts white, the first frame of an
-animation. Everything that can be wrong with a file becomes one sentence; Pillow's exceptions end
-here. Colour profiles are not applied, as in the published predictor.
+in the browser: turned as the camera says, transparent parts white, the first frame of an animation.
+Everything that can be wrong with a file becomes one sentence; Pillow's exceptions end here. Colour
+profiles are not applied, as in the published predictor.
 
 Fetching the bytes is backend/images.py's part, resizing preprocess.py's.
 """
@@ -100,7 +100,17 @@ def read_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRGB
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    image.load()  # PNG and WebP may tell their EXIF data after the pixels
+    """Undo the camera's rotation where a browser undoes it, and nowhere else.
+
+    Annotator and model must see the same picture. Chromium 156 was seen to follow the orientation
+    in the EXIF data of JPEG, PNG and AVIF, and to ignore it in WebP, in XMP and in ImageMagick's
+    text chunk, all of which Pillow follows.
+    """
+    image.load()  # PNG may tell its EXIF data after the pixels
+    if image.format == "WEBP":
+        return image
+    for copy in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        image.info.pop(copy, None)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _UNREADABLE:

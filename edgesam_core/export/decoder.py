@@ -15,7 +15,7 @@ every cell is done to the tokens instead where algebra allows it.
   two is then a matrix product, LayerNorm2d an ordinary layer norm, and only the four finished masks
   are put in the order of pixels.
 
-A third of the official graph's time is saved so (`python -m bench decode`); parity.py shows that
+A third of the official graph's time is saved so (`python -m bench encode`); parity.py shows that
 the answers stand.
 """
 

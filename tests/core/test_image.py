@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edgesam_core.errors import ImageError, ImageTooLarge
 from edgesam_core.image import read_image
@@ -43,18 +44,47 @@ STORED_AS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_comes_out_upright(orientation: int, kind: str) -> None:
     upright = np.asarray(four_corners())
     stored = Image.fromarray(np.ascontiguousarray(STORED_AS[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    options = {"quality": 95} if kind in ("JPEG", "AVIF") else {}
     pixels = read_image(file_of(stored, kind, exif=exif, **options))
     assert pixels.shape == upright.shape
-    # The middle of each quarter, since JPEG and WebP blur the borders.
+    # The middle of each quarter, since JPEG and AVIF blur the borders.
     np.testing.assert_allclose(pixels[6::12, 10::20], upright[6::12, 10::20], atol=8)
+
+
+def turned_by_a_note_that_browsers_ignore(note: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    if note == "exif of webp":
+        return file_of(four_corners(), "WEBP", exif=exif, lossless=True)
+    if note == "xmp of jpeg":
+        return file_of(four_corners(), "JPEG", xmp=xmp.encode(), quality=95)
+    text = PngInfo()
+    if note == "xmp of png":
+        text.add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        block = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        text.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n")
+    return file_of(four_corners(), pnginfo=text)
+
+
+@pytest.mark.parametrize("note", ["exif of webp", "xmp of png", "xmp of jpeg", "text of png"])
+def test_what_browsers_do_not_turn_is_not_turned(note: str) -> None:
+    data = turned_by_a_note_that_browsers_ignore(note)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.getexif()[0x0112] == 6  # Pillow would turn it
+    pixels = read_image(data)
+    assert pixels.shape == (24, 40, 3)
+    expected = np.asarray(four_corners())
+    np.testing.assert_allclose(pixels[6::12, 10::20], expected[6::12, 10::20], atol=8)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of damaged EXIF data

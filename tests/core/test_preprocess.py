@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,28 +19,17 @@ from edgesam_core.preprocess import (
 )
 
 
-@pytest.fixture(scope="module")
-def inputs(shared: Path) -> ModuleType:
-    """The parity fixtures' own recipe for images and sampled positions."""
-    sys.path.insert(0, str(shared / "parity"))
-    try:
-        import fixture_inputs
-    finally:
-        sys.path.pop(0)
-    return fixture_inputs
-
-
 @pytest.mark.parametrize("name", ["landscape", "portrait"])
-def test_the_input_equals_the_reference(shared: Path, inputs: ModuleType, name: str) -> None:
-    image = inputs.IMAGES[name]()
+def test_the_input_equals_the_reference(shared: Path, parity_inputs: ModuleType, name: str) -> None:
+    image = parity_inputs.IMAGES[name]()
     expected = np.load(shared / "parity" / "encoder.npz")
 
     resized = resize(image, 1024)
-    at = inputs.sample_index("resized", resized.size)
+    at = parity_inputs.sample_index("resized", resized.size)
     np.testing.assert_array_equal(resized.reshape(-1)[at], expected[f"{name}.resized"])
 
     x, input_size_hw = preprocess(image, 1024)
-    at = inputs.sample_index("input", x.size)
+    at = parity_inputs.sample_index("input", x.size)
     assert x.shape == (1, 3, 1024, 1024)
     # One unit in the last place of a value of about 2: the reference divides in the same order.
     assert np.abs(x.reshape(-1)[at] - expected[f"{name}.input"]).max() <= 2.4e-7

@@ -1,8 +1,7 @@
-"""The serving half against the reference: image to mask through the graphs that are really served."""
+"""The serving half against the reference, image to mask, through graphs that are really served."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -27,22 +26,9 @@ MAX_EMBEDDING_DIFFERENCE, MAX_LOGIT_DIFFERENCE, MAX_PIXELS = 1e-4, 1e-3, 20
 
 
 @pytest.fixture(scope="module")
-def fixtures(shared: Path) -> ModuleType:
-    """Images, prompts and weights of the parity fixtures."""
-    sys.path.insert(0, str(shared / "parity"))
-    try:
-        import fixture_inputs
-        import make_state_dict
-    finally:
-        sys.path.pop(0)
-    fixture_inputs.state_dict = make_state_dict.build()
-    return fixture_inputs
-
-
-@pytest.fixture(scope="module")
-def parity_segmenter(fixtures: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+def served(parity_inputs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     """The parity weights, exported in full precision and served."""
-    weights = {key: torch.from_numpy(value) for key, value in fixtures.state_dict.items()}
+    weights = {key: torch.from_numpy(value) for key, value in parity_inputs.state_dict().items()}
     folder = tmp_path_factory.mktemp("parity") / "parity"
     write_bundle(
         weights, folder, name="parity", input_size=1024, refines_with_mask_input=True, half=False
@@ -52,19 +38,19 @@ def parity_segmenter(fixtures: ModuleType, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("image", ["landscape", "portrait"])
 def test_what_is_served_equals_the_reference(
-    shared: Path, fixtures: ModuleType, parity_segmenter: Segmenter, image: str
+    shared: Path, parity_inputs: ModuleType, served: Segmenter, image: str
 ) -> None:
     encoder = np.load(shared / "parity" / "encoder.npz")
     decoder = np.load(shared / "parity" / "decoder.npz")
     masks = np.load(shared / "parity" / "masks_fullres.npz")
-    embedding = parity_segmenter.embed(fixtures.IMAGES[image]())
-    sampled = fixtures.sample_index("embedding", embedding.image_embedding.size)
+    embedding = served.embed(parity_inputs.IMAGES[image]())
+    sampled = parity_inputs.sample_index("embedding", embedding.image_embedding.size)
     np.testing.assert_allclose(
         embedding.image_embedding.reshape(-1)[sampled],
         encoder[f"{image}.embedding"],
         atol=MAX_EMBEDDING_DIFFERENCE,
     )
-    cases = fixtures.PROMPTS[image]
+    cases = parity_inputs.PROMPTS[image]
     prompts = [
         Prompt.from_clicks(
             [
@@ -72,12 +58,12 @@ def test_what_is_served_equals_the_reference(
                 for xy, label in zip(c.get("points", ()), c.get("labels", ()), strict=True)
             ],
             box_xyxy=c.get("box"),
-            mask_input=fixtures.mask_input()[0] if c.get("mask") else None,
+            mask_input=parity_inputs.mask_input()[0] if c.get("mask") else None,
         )
         for c in cases.values()
     ]
-    outputs = parity_segmenter.decode(embedding, prompts)
-    sampled = fixtures.sample_index("low_res", 256 * 256)
+    outputs = served.decode(embedding, prompts)
+    sampled = parity_inputs.sample_index("low_res", 256 * 256)
     for case, output in zip(cases, outputs, strict=True):
         np.testing.assert_allclose(
             output.low_res_logits.reshape(4, -1)[:, sampled],

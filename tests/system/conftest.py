@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from tests import servers
+from tests import parts, servers
 from tests.backend.disc_bundle import write_disc_bundle
 from tests.system.api import LabelStudioApi
 from tests.system.page import LabellingPage
@@ -30,6 +30,13 @@ def api(label_studio: servers.RunningLabelStudio) -> Iterator[LabelStudioApi]:
 def disc_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose masks are known: discs around clicks, boxes filled."""
     return write_disc_bundle(tmp_path_factory.mktemp("bundles") / "disc")
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The bundle that the repository carries."""
+    folder = parts.REPOSITORY / "models" / "default"
+    return Path(parts.require(folder, "models/default is absent"))
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from PIL import Image
 from tests.servers import RunningLabelStudio
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Response
+    from playwright.sync_api import Locator, Page, Response
 
-Tool = Literal["keypoint", "rectangle"]
+Tool = Literal["keypoint", "rectangle", "rotated rectangle"]
 Region = dict[str, Any]
 
 ANNOTATION = "window.Htx.annotationStore.selected"
@@ -30,7 +30,11 @@ IMAGE = f"{ANNOTATION}.objects.find(object => object.type === 'image')"
 PATIENCE_S = 60.0
 """For one answer of the page; a busy machine draws slowly."""
 
-_TOOLS = {"keypoint": "key-point-tool", "rectangle": "rectangle-tool"}
+_TOOLS = {
+    "keypoint": "key-point-tool",
+    "rectangle": "rectangle-tool",
+    "rotated rectangle": "rectangle-3-point-tool",
+}
 _GEOMETRY = f"""() => {{
     const image = {IMAGE}, canvas = document.querySelector('.konvajs-content canvas');
     const box = canvas.getBoundingClientRect();
@@ -104,17 +108,23 @@ class LabellingPage:
             f"() => [...{ANNOTATION}.names.values()].map(tag => tag.type)"
             ".filter(type => type.endsWith('labels'))"
         )
-        row = types.index(tool + "labels") if tool + "labels" in types else types.index("labels")
+        own = tool.removeprefix("rotated ") + "labels"
+        row = types.index(own if own in types else "labels")
         item = self.tab.locator(".lsf-labels").nth(row).locator(".lsf-label", has_text=label).first
         if "lsf-label_selected" not in (item.get_attribute("class") or ""):
             item.click()
-        smart = self.tab.locator(".lsf-toolbar > .lsf-toolbar__group > .lsf-tool_smart").first
-        smart.hover()
-        self.tab.locator(f".lsf-toolbar__smart [aria-label={_TOOLS[tool]}]").click()
+        self.unfold_smart_tools().locator(f"[aria-label={_TOOLS[tool]}]").click()
         size = self.tab.viewport_size
         assert size is not None
-        self.tab.mouse.move(5, size["height"] - 5)  # folds the flyout away
+        self.tab.mouse.move(5, size["height"] - 5)  # folds the smart tools away
         self.tab.locator(".lsf-toolbar__smart").wait_for(state="hidden")
+
+    def unfold_smart_tools(self) -> Locator:
+        """Hover over the last button of the toolbar; the strip of tools that comes out."""
+        self.tab.locator(".lsf-toolbar > .lsf-toolbar__group > .lsf-tool_smart").first.hover()
+        strip = self.tab.locator(".lsf-toolbar__smart")
+        strip.wait_for(state="visible")
+        return strip
 
     def click(self, label: str, x: float, y: float, *, negative: bool = False) -> Exchange:
         """A smart keypoint; negative with Alt held down."""
@@ -136,6 +146,16 @@ class LabellingPage:
             self.tab.mouse.move(*self.on_screen((x0 + x1) / 2, (y0 + y1) / 2))
             self.tab.mouse.move(*self.on_screen(x1, y1))
             self.tab.mouse.up()
+        return answered[0]
+
+    def turn_rectangle(self, label: str, *corners: tuple[float, float]) -> Exchange:
+        """A smart rectangle in any direction: two corners of one side, then the width."""
+        self.choose("rotated rectangle", label)
+        with self._exchange() as answered:
+            for corner in corners:
+                at = self.on_screen(*corner)
+                self.tab.mouse.move(*at)
+                self.tab.mouse.click(*at, delay=50)
         return answered[0]
 
     def accept(self) -> None:
@@ -184,9 +204,14 @@ class LabellingPage:
         return [shown.getpixel((int(x), int(y))) for x, y in places]
 
     def picture(self, path: Path) -> None:
-        """Take a picture of the window."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.tab.screenshot(path=path)
+        """Take a picture of image, tools and bottom bar for the documentation, 256 colours."""
+        size, pane = self.tab.viewport_size, self.tab.locator(".lsf-main-view").bounding_box()
+        assert size is not None
+        assert pane is not None
+        clip = {**pane, "height": size["height"] - pane["y"]}
+        with Image.open(io.BytesIO(self.tab.screenshot(clip=clip, animations="disabled"))) as shown:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shown.convert("RGB").quantize(256).save(path, optimize=True)
 
     @contextmanager
     def _exchange(self) -> Iterator[list[Exchange]]:

@@ -6,16 +6,13 @@ discs of a known radius, see disc_bundle.py.
 
 from __future__ import annotations
 
-import base64
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from PIL import Image
 
 from edgesam_core.bundle import Bundle
 from edgesam_core.rle import brush_rle_to_mask
@@ -206,7 +203,7 @@ def test_two_annotators_on_two_images_never_see_each_others_mask(api, backend):
 
 
 def test_under_a_path_prefix(label_studio, disc_bundle, start_backend, tmp_path):
-    """Label Studio with LABEL_STUDIO_HOST=http://host/prefix behind a proxy, on a copied database."""
+    """Label Studio with LABEL_STUDIO_HOST=http://host/prefix, on a copy of the database."""
     data = shutil.copytree(label_studio.data, tmp_path / "label_studio")
     python = parts.find_label_studio_python()
     with running_under_prefix(python, data, "/annotation/tool") as url:

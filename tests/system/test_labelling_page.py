@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +102,9 @@ def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backe
         pytest.param(config("PolygonLabels"), small, (600, 400), (400, 150), id="polygon"),
         pytest.param(config("BitmaskLabels"), rotated, (400, 600), (250, 400), id="bitmask, EXIF"),
         pytest.param(config("RectangleLabels"), small, (600, 400), (400, 150), id="rectangle"),
-        pytest.param(LABELS_AND_BRUSH, large, (4000, 3000), (2600, 900), id="Labels + Brush, large"),
+        pytest.param(
+            LABELS_AND_BRUSH, large, (4000, 3000), (2600, 900), id="Labels + Brush, large"
+        ),
     ],
 )
 def test_every_form_of_a_mask_is_drawn_and_stored(

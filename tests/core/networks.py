@@ -1,0 +1,26 @@
+"""Networks with random weights in which every part has a say."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.fpn import UpsampleMode
+
+
+def random_network(seed: int = 0, upsample: UpsampleMode = "bicubic") -> EdgeSam:
+    """EdgeSAM in evaluation mode.
+
+    Fresh batch norms are close to doing nothing, and a fresh channel mixer does nothing at all (its
+    last norm starts at zero): a mistake in folding them would not show. Here all are random.
+    """
+    torch.manual_seed(seed)
+    model = EdgeSam(upsample).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
