@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from tests.system.page import LabellingPage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+SCREENSHOTS = os.environ.get("EDGESAM_TEST_SCREENSHOTS")
+"""Folder for the pictures of the documentation; read here, before the environment is cleaned."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +40,8 @@ def disc_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def default_model() -> Path:
     """The bundle that the repository carries."""
     folder = parts.REPOSITORY / "models" / "default"
-    return Path(parts.require(folder, "models/default is absent"))
+    parts.require(folder / "manifest.json", "models/default is absent")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +70,17 @@ def labelling(
     page.log_in()
     yield page
     context.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pictures of the documentation go: away, unless somebody asks for them.
+
+    EDGESAM_TEST_SCREENSHOTS=docs/images python -m pytest tests/system -k screenshots
+    """
+    if SCREENSHOTS:
+        return parts.REPOSITORY / SCREENSHOTS
+    return tmp_path_factory.mktemp("pictures")
 
 
 def photo(name: str) -> Image.Image:

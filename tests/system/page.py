@@ -204,14 +204,12 @@ class LabellingPage:
         return [shown.getpixel((int(x), int(y))) for x, y in places]
 
     def picture(self, path: Path) -> None:
-        """Take a picture of image, tools and bottom bar for the documentation, 256 colours."""
-        size, pane = self.tab.viewport_size, self.tab.locator(".lsf-main-view").bounding_box()
-        assert size is not None
+        """Take a picture of image, tools and bottom bar for the documentation."""
+        pane = self.tab.locator(".lsf-main-content").bounding_box()
         assert pane is not None
-        clip = {**pane, "height": size["height"] - pane["y"]}
-        with Image.open(io.BytesIO(self.tab.screenshot(clip=clip, animations="disabled"))) as shown:
+        with Image.open(io.BytesIO(self.tab.screenshot(clip=pane, animations="disabled"))) as shown:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shown.convert("RGB").quantize(256).save(path, optimize=True)
+            shown.convert("RGB").save(path, optimize=True)
 
     @contextmanager
     def _exchange(self) -> Iterator[list[Exchange]]:

@@ -24,6 +24,11 @@ pytestmark = pytest.mark.slow
 
 Mask = npt.NDArray[np.bool_]
 
+CLICK = (220, 130)
+CORRECTION = (425, 160)
+BOX = (105, 75, 205, 155)
+"""Where the screenshots are clicked: the cat's face, the background, an eye."""
+
 
 def readme_config() -> str:
     """The labelling config that the README asks people to paste."""
@@ -84,15 +89,20 @@ def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backe
 
     boxed = labelling.drag("Dog", 250, 60, 400, 220)
     labelling.accept()
+    turned = labelling.turn_rectangle("Cat", (60, 180), (160, 220), (145, 260))
+    assert turned.prompts[0]["value"]["rotation"] == pytest.approx(21.8, abs=1)
+    labelling.accept()
     labelling.submit()
 
     (annotation,) = api.annotations(task)
-    cat, dog = annotation["result"]
+    cat, dog, turned_cat = annotation["result"]
     assert_stored_as_suggested([cat], second.regions, label="Cat")
     assert_stored_as_suggested([dog], boxed.regions, label="Dog")
+    assert_stored_as_suggested([turned_cat], turned.regions, label="Cat")
     assert mask_of(cat)[100, 140]
     y, x = np.nonzero(mask_of(dog))
     assert (x.min(), y.min(), x.max(), y.max()) == pytest.approx((250, 60, 400, 220), abs=8)
+    assert mask_of(turned_cat)[220, 110]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +173,41 @@ def test_a_click_on_the_second_picture_is_answered_there(labelling, api, backend
     assert_stored_as_suggested([region], second.regions, label="Cat")
     assert mask_of(region).shape == (400, 600)
     assert mask_of(region)[240, 420]
+
+
+def test_model_of_the_repository_labels_a_photo_and_sits_for_screenshots(
+    labelling, api, label_studio, start_backend, default_model, pictures
+):
+    with_token = {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.personal_access_token,
+    }
+    project = api.create_project("the model itself", readme_config())
+    task = api.upload(project, "cat.jpg", jpeg(photo("chelsea.png")))
+    assert api.attach(project, start_backend(default_model, with_token).url).status_code == 201
+    labelling.tab.set_viewport_size({"width": 1240, "height": 720})
+    labelling.open_task(project, task)
+
+    labelling.choose("keypoint", "Cat")
+    labelling.unfold_smart_tools()
+    labelling.picture(pictures / "tools.png")
+    first = labelling.click("Cat", *CLICK)
+    assert mask_of(first.regions[0])[CLICK[::-1]]
+    labelling.picture(pictures / "suggestion.png")
+    corrected = labelling.click("Cat", *CORRECTION, negative=True)
+    assert mask_of(corrected.regions[0]).any()
+    labelling.picture(pictures / "corrected.png")
+    labelling.accept()
+    boxed = labelling.drag("Cat", *BOX)
+    assert mask_of(boxed.regions[0]).any()
+    labelling.picture(pictures / "rectangle.png")
+    labelling.accept()
+    labelling.submit()
+
+    (annotation,) = api.annotations(task)
+    clicked, drawn = annotation["result"]
+    assert_stored_as_suggested([clicked], corrected.regions, label="Cat")
+    assert_stored_as_suggested([drawn], boxed.regions, label="Cat")
 
 
 def mask_of(region: Region) -> Mask:
