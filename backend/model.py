@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgesam_core.bundle import MANIFEST_NAME, Bundle, Manifest, find_bundle
+from edgesam_core.bundle import Bundle, find_bundle
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import BundleError, EdgeSamError, Unavailable
+from edgesam_core.manifest import MANIFEST_NAME, Manifest
 from edgesam_core.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)

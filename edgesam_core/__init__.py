@@ -12,7 +12,7 @@ This half runs on NumPy, Pillow and ONNX Runtime. `edgesam_core.nn` (PyTorch) an
 `edgesam_core.export` are never imported from here.
 """
 
-from edgesam_core.bundle import Bundle, Manifest, find_bundle
+from edgesam_core.bundle import Bundle, find_bundle
 from edgesam_core.decode import Prompt
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import (
@@ -23,6 +23,7 @@ from edgesam_core.errors import (
     PromptError,
 )
 from edgesam_core.image import read_image
+from edgesam_core.manifest import Manifest
 from edgesam_core.segmenter import Segmenter, Suggestion
 from edgesam_core.windowed_mask import WindowedMask
 

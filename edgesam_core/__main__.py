@@ -16,10 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgesam_core.bundle import UPSAMPLE_MODES, Bundle, find_bundle
+from edgesam_core.bundle import Bundle, find_bundle
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import EdgeSamError, ImageError, PromptError
 from edgesam_core.image import read_image
+from edgesam_core.manifest import UPSAMPLE_MODES
 from edgesam_core.overlay import draw_overlay
 from edgesam_core.segmenter import Segmenter
 
@@ -101,6 +102,7 @@ def bundle(options: argparse.Namespace) -> None:
         input_size=options.input_size,
         upsample=options.upsample,
         overwrite=options.overwrite,
+        half=False,  # exactly what the checkpoint says; size matters only inside the repository
         **{key: value for key, value in said.items() if value is not None},
     )
     manifest = Bundle.open(folder).manifest

@@ -1,7 +1,7 @@
 """Array types by name, so that a signature says what an array holds.
 
 mypy sees plain NumPy arrays, readers see the shape. S is the bundle's input size (1024 for the
-official weights), B a number of prompts, M a number of candidates (1, 3 or 4), N a number of points.
+official weights), B a number of prompts, M a number of candidates (1, 3 or 4), N of points.
 """
 
 from __future__ import annotations

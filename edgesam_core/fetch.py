@@ -261,6 +261,7 @@ def _export(name: str, file: HubFile, downloads: Path, out_dir: Path) -> None:
         licence=LICENCE,
         origin=origin,
         model_card=_card(name, origin, "bicubic, as trained"),
+        half=False,
         overwrite=True,
     )
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgesam_core.arrays import ImageRGB, LogitsMap
-from edgesam_core.bundle import Bundle, Manifest
+from edgesam_core.bundle import Bundle
 from edgesam_core.candidates import rank_candidates
 from edgesam_core.decode import Decoder, DecoderOutput, Prompt
 from edgesam_core.encode import Embedding, Encoder
 from edgesam_core.errors import BundleError
+from edgesam_core.manifest import Manifest
 from edgesam_core.session import open_session
 from edgesam_core.upscale import upscale
 from edgesam_core.windowed_mask import WindowedMask

@@ -94,7 +94,7 @@ def halve_constants(model: onnx.ModelProto) -> None:
     """Store those fp32 constants of a graph as fp16 that lose nothing by it.
 
     A Cast behind each widens it again, so that no answer changes by a bit. Weights qualify once
-    they were rounded to fp16 (`write_bundle` does that); products of them and encodings do not.
+    they were rounded to fp16 (`write_bundle(half=True)`); their products and encodings do not.
 
     Args:
         model: Changed in place.

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 
 from edgesam_core import preprocess
-from edgesam_core.bundle import (
-    MANIFEST_NAME,
-    Bundle,
-    Manifest,
-    content_version,
-    find_bundle,
-    staged_folder,
-    write_manifest,
-)
+from edgesam_core.bundle import Bundle, find_bundle, staged_folder, write_manifest
 from edgesam_core.errors import BundleError
+from edgesam_core.manifest import MANIFEST_NAME, Manifest, content_version
 from edgesam_core.segmenter import Segmenter
 from tests.core.conftest import click
 

@@ -16,13 +16,13 @@ from edgesam_core.bundle import Bundle, staged_folder, write_manifest
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import BundleError
 from edgesam_core.export import parity, write_bundle
-from edgesam_core.export.decoder import DecoderGraph, export_decoder
+from edgesam_core.export.decoder import export_decoder
 from edgesam_core.export.encoder import encoder_graph, export_encoder
 from edgesam_core.export.fuse import fused
 from edgesam_core.export.graph import halve_constants
 from edgesam_core.export.official import export_official
 from edgesam_core.export.upsample import BicubicTwice
-from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
+from edgesam_core.nn.checkpoint import official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.segmenter import Segmenter
 from edgesam_core.session import open_session, run_graph
@@ -298,7 +298,7 @@ def test_the_stored_weights_are_the_official_ones_rounded(
 ) -> None:
     official = official_state_dict(model)
     stored = read_checkpoint(bundle_folder / "weights.safetensors")
-    assert list(stored) == sorted(official)
+    assert stored.keys() == official.keys()
     for key, tensor in stored.items():
         assert tensor.shape == official[key].shape
         torch.testing.assert_close(tensor.to(official[key].dtype), official[key],
@@ -347,18 +347,13 @@ def test_a_state_dict_that_does_not_fit_is_refused(model: EdgeSam, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_decoder_graph_shares_its_weights_with_no_copy_of_the_decoder(model: EdgeSam) -> None:
-    assert DecoderGraph(model, SIZE).mask_decoder is model.mask_decoder
-
-
-@pytest.mark.parametrize("name", ["edge_sam_3x", "mine"])
 def test_official_files_are_served_and_answer_as_the_same_weights_do(
-    name: str, model: EdgeSam, tmp_path: Path
+    model: EdgeSam, tmp_path: Path
 ) -> None:
-    with staged_folder(tmp_path / name) as folder:
+    with staged_folder(tmp_path / "official") as folder:
         export_official(model, folder, input_size=SIZE)
         write_manifest(
-            folder, name=name, input_size=SIZE, upsample="bilinear",
+            folder, name="official", input_size=SIZE, upsample="bilinear",
             refines_with_mask_input=False, licence="S-Lab 1.0", origin="Official export.",
         )  # fmt: skip
     ours = write_bundle.write_bundle(
@@ -371,7 +366,7 @@ def test_official_files_are_served_and_answer_as_the_same_weights_do(
         Prompt.from_clicks(box_xyxy=(20, 10, 60, 50)),
     ]
     answers = []
-    for folder in (tmp_path / name, ours):
+    for folder in (tmp_path / "official", ours):
         segmenter = Segmenter(Bundle.open(folder), threads=1)
         embedding = segmenter.embed(picture)
         answers.append(segmenter.decode(embedding, prompts))
@@ -379,11 +374,3 @@ def test_official_files_are_served_and_answer_as_the_same_weights_do(
     for official, own in zip(*answers, strict=True):
         # Ours is made from weights rounded to fp16: a relative 5e-4 each.
         assert relative_difference(official.low_res_logits, own.low_res_logits) < 0.05
-
-
-def test_weights_load_into_a_fresh_model(bundle_folder: Path, model: EdgeSam) -> None:
-    fresh = EdgeSam().eval()
-    load_state_dict(fresh, read_checkpoint(bundle_folder / "weights.safetensors"))
-    x = torch.randn(1, 3, SIZE, SIZE)
-    with torch.no_grad():
-        assert relative_difference(fresh.encode(x).numpy(), model.encode(x).numpy()) < 0.05

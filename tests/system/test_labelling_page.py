@@ -185,7 +185,7 @@ def test_model_of_the_repository_labels_a_photo_and_sits_for_screenshots(
     project = api.create_project("the model itself", readme_config())
     task = api.upload(project, "cat.jpg", jpeg(photo("chelsea.png")))
     assert api.attach(project, start_backend(default_model, with_token).url).status_code == 201
-    labelling.tab.set_viewport_size({"width": 1240, "height": 720})
+    labelling.tab.set_viewport_size({"width": 1320, "height": 780})
     labelling.open_task(project, task)
 
     labelling.choose("keypoint", "Cat")
