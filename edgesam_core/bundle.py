@@ -1,9 +1,9 @@
 """A served model on disk: an immutable folder whose every file is vouched for.
 
 ``manifest.json`` (manifest.py) names the model, what it needs, where it comes from, and size and
-sha256 of every file. `Bundle.open` reads every byte and refuses a folder
-in which one file is missing, short or changed, and says which. `staged_folder` and `write_manifest`
-make one: filled under another name, flushed to disk, then renamed, so that nobody ever sees half.
+sha256 of every file. `Bundle.open` reads every byte and refuses a folder in which one file is
+missing, short or changed, and says which. `staged_folder` and `write_manifest` make one: filled
+under another name, flushed to disk, then renamed, so that nobody ever sees half of it.
 
 A folder that holds the official exported pair ``*_encoder.onnx`` and ``*_decoder.onnx`` beside a
 manifest is a bundle like any other. Files that the manifest does not list are ignored: they are

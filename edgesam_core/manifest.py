@@ -1,7 +1,7 @@
 """What a bundle says about itself: the content of ``manifest.json``, read strictly.
 
-The manifest is the one file of a bundle that cannot vouch for itself, so its version does: a hash of
-everything in it that can change an answer. Files are looked at by bundle.py.
+The manifest is the one file of a bundle that no record vouches for, so its version does: a hash of
+all that can change an answer. The other files are bundle.py's part.
 """
 
 from __future__ import annotations

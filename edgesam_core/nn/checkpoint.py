@@ -114,4 +114,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from exc
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
+        raise BundleError(f"{path.name} holds something else than a table of tensors.")
     return dict(loaded)

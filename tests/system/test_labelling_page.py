@@ -47,7 +47,9 @@ def config(output: str) -> str:
     return f"""<View>
       <Image name="image" value="$image"/>
       <{output} name="mask" toName="image">{LABELS}</{output}>
+      <Header value="Click" size="6"/>
       <KeyPointLabels name="click" toName="image" smart="true">{LABELS}</KeyPointLabels>
+      <Header value="Rectangle" size="6"/>
       <RectangleLabels name="box" toName="image" smart="true">{LABELS}</RectangleLabels>
     </View>"""
 
@@ -74,8 +76,8 @@ def large() -> bytes:
     return jpeg(photo("chelsea.png").resize((4000, 3000)))
 
 
-def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backend):
-    project = api.create_project("clicks and a box", readme_config())
+def test_clicks_and_rectangles_become_the_masks_that_are_stored(labelling, api, backend):
+    project = api.create_project("clicks and rectangles", readme_config())
     task = api.upload(project, "cat.jpg", jpeg(photo("chelsea.png")))
     assert api.attach(project, backend.url).status_code == 201
     labelling.open_task(project, task)
@@ -87,7 +89,9 @@ def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backe
     assert not mask_of(second.regions[0])[120, 165]
     labelling.accept()
 
-    boxed = labelling.drag("Dog", 250, 60, 400, 220)
+    labelling.drag("Dog", 250, 60, 400, 200)
+    boxed = labelling.drag("Dog", 30, 20, 90, 70)
+    assert len(boxed.prompts) == len(boxed.regions) == 2
     labelling.accept()
     turned = labelling.turn_rectangle("Cat", (60, 180), (160, 220), (145, 260))
     assert turned.prompts[0]["value"]["rotation"] == pytest.approx(21.8, abs=1)
@@ -95,13 +99,15 @@ def test_clicks_and_a_box_become_the_masks_that_are_stored(labelling, api, backe
     labelling.submit()
 
     (annotation,) = api.annotations(task)
-    cat, dog, turned_cat = annotation["result"]
+    cat, dog, small_dog, turned_cat = annotation["result"]
     assert_stored_as_suggested([cat], second.regions, label="Cat")
-    assert_stored_as_suggested([dog], boxed.regions, label="Dog")
+    assert_stored_as_suggested([dog], boxed.regions[:1], label="Dog")
+    assert_stored_as_suggested([small_dog], boxed.regions[1:], label="Dog")
     assert_stored_as_suggested([turned_cat], turned.regions, label="Cat")
     assert mask_of(cat)[100, 140]
-    y, x = np.nonzero(mask_of(dog))
-    assert (x.min(), y.min(), x.max(), y.max()) == pytest.approx((250, 60, 400, 220), abs=8)
+    for region, box in ((dog, (250, 60, 400, 200)), (small_dog, (30, 20, 90, 70))):
+        y, x = np.nonzero(mask_of(region))
+        assert (x.min(), y.min(), x.max(), y.max()) == pytest.approx(box, abs=8)
     assert mask_of(turned_cat)[220, 110]
 
 
@@ -185,7 +191,7 @@ def test_model_of_the_repository_labels_a_photo_and_sits_for_screenshots(
     project = api.create_project("the model itself", readme_config())
     task = api.upload(project, "cat.jpg", jpeg(photo("chelsea.png")))
     assert api.attach(project, start_backend(default_model, with_token).url).status_code == 201
-    labelling.tab.set_viewport_size({"width": 1320, "height": 780})
+    labelling.tab.set_viewport_size({"width": 1400, "height": 830})
     labelling.open_task(project, task)
 
     labelling.choose("keypoint", "Cat")
@@ -200,7 +206,6 @@ def test_model_of_the_repository_labels_a_photo_and_sits_for_screenshots(
     labelling.accept()
     boxed = labelling.drag("Cat", *BOX)
     assert mask_of(boxed.regions[0]).any()
-    labelling.picture(pictures / "rectangle.png")
     labelling.accept()
     labelling.submit()
 
