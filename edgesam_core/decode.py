@@ -44,7 +44,7 @@ PADDING, TOP_LEFT, BOTTOM_RIGHT = -1.0, 2.0, 3.0
 """Labels of tokens that are no clicks (a click is 1 positive or 0 negative)."""
 
 MAX_PROMPTS_PER_CALL = 2
-"""At S = 1024 each further one costs 35 MB, and on a processor four are no faster than two."""
+"""At S = 1024 each further one costs 35 MB, and four were only a little faster than two."""
 
 _OUR_INPUTS = {
     "image_embeddings",

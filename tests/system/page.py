@@ -53,9 +53,7 @@ class Exchange:
     prompts: list[Region]
     """``context.result`` as the page sent it."""
     regions: list[Region]
-    """What the backend suggested; empty where it refused."""
-    errors: list[str]
-    """What Label Studio told the browser instead, which shows none of it."""
+    """What the backend suggested."""
 
 
 class LabellingPage:
@@ -221,10 +219,10 @@ class LabellingPage:
         self._wait_until(
             lambda: not self.tab.evaluate("window.Htx.awaitingSuggestions"), "the suggestion"
         )
-        regions = (answer.get("data") or {}).get("result") or []
-        answered.append(
-            Exchange(question["context"]["result"], regions, answer.get("errors") or [])
-        )
+        # The page shows no errors, so nobody would see them here either.
+        assert "errors" not in answer, answer["errors"]
+        regions = answer["data"]["result"]
+        answered.append(Exchange(question["context"]["result"], regions))
         self._wait_until(lambda: bool(self.suggestions()) == bool(regions), "the suggestion drawn")
 
     def _wait_for_image(self) -> None:
