@@ -106,7 +106,7 @@ def fetch(
         return out_dir
     _confirm_licence(models_dir, accept_licence=accept_licence, ask=ask)
     downloads = models_dir / _DOWNLOADS
-    downloads.mkdir(parents=True, exist_ok=True)
+    _make_folder(downloads)
     if _can_export():
         files = _download([f"weights/{name}.pth"], downloads, endpoint)
         _export(name, files[0], downloads, out_dir)
@@ -161,9 +161,19 @@ def _confirm_licence(models_dir: Path, *, accept_licence: bool, ask: Callable[[s
                 "Nothing was fetched, because the licence of the weights was not accepted. "
                 "Answer yes, or give --accept-licence."
             )
-    models_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(models_dir)
     with accepted.open("a", encoding="utf-8") as file:
         file.write(f"{LICENCE}\n")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EdgeSamError(
+            "The models folder cannot be written. Run the command as a user who may.",
+            detail=str(exc),
+        ) from exc
 
 
 def _download(paths: Sequence[str], folder: Path, endpoint: str | None) -> list[HubFile]:

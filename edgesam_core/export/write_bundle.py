@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgesam_core.bundle import WEIGHTS_NAME, staged_folder, write_manifest
+from edgesam_core.errors import BundleError
 from edgesam_core.export.decoder import export_decoder
 from edgesam_core.export.encoder import export_encoder
 from edgesam_core.export.parity import ParityReport, check_parity
@@ -64,9 +65,11 @@ def write_bundle(
         ``out_dir``.
 
     Raises:
-        BundleError: The weights do not fit the network, the exported graphs answer otherwise than
+        BundleError: The input size is no multiple of 64, the weights do not fit the network, the exported graphs answer otherwise than
             PyTorch, or the folder is there already. No file is left then.
     """
+    if input_size <= 0 or input_size % 64:
+        raise BundleError(f"The input size {input_size} is no multiple of 64.")
     state_dict = official_state_dict(model) if isinstance(model, EdgeSam) else dict(model)
     rounded = {key: _rounded(tensor) for key, tensor in state_dict.items()}
     exported = EdgeSam(upsample).eval()

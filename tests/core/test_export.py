@@ -339,6 +339,12 @@ def test_a_wrong_encoder_is_named(model: EdgeSam, tmp_path: Path) -> None:
         parity.check_parity(model, tmp_path / "e.onnx", tmp_path / "d.onnx", input_size=SIZE)
 
 
+@pytest.mark.parametrize("size", [0, -64, 100])
+def test_an_odd_input_size_is_refused(size: int, model: EdgeSam, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no multiple of 64"):
+        write_bundle.write_bundle(model, tmp_path / "odd", name="odd", input_size=size)
+
+
 def test_a_state_dict_that_does_not_fit_is_refused(model: EdgeSam, tmp_path: Path) -> None:
     state_dict = official_state_dict(model)
     state_dict.popitem()
@@ -347,6 +353,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(model: EdgeSam, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_official_files_are_served_and_answer_as_the_same_weights_do(
     model: EdgeSam, tmp_path: Path
 ) -> None:

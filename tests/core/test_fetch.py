@@ -198,6 +198,12 @@ def test_an_unreachable_hub_is_a_sentence(models: Path, free_port: int) -> None:
         fetch("edge_sam_3x", models, accept_licence=True, endpoint=f"http://127.0.0.1:{free_port}")
 
 
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgeSamError, match="models folder cannot be written"):
+        fetch("edge_sam", tmp_path / "file" / "models", accept_licence=True)
+
+
 def test_an_unknown_name_lists_the_known_ones(models: Path) -> None:
     with pytest.raises(EdgeSamError, match="There is: edge_sam, edge_sam_3x"):
         fetch("edge_sam_10x", models, ask=never_asked)

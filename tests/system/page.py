@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,15 +76,11 @@ class LabellingPage:
         self.tab.goto(f"{self._label_studio.url}/projects/{project_id}/data?task={task_id}")
         self.tab.wait_for_selector(".konvajs-content canvas")
         self._wait_for_image()
-        self.switch("auto-annotation", on=True)
-
-    def switch(self, name: Literal["auto-annotation", "auto-accept"], *, on: bool) -> None:
-        """Set one of the two switches below the image; the browser remembers them."""
-        box = self.tab.locator(f"[data-testid=bottombar-{name}-toggle]")
-        box.wait_for(state="attached")
-        if box.is_checked() != on:
-            box.click(force=True)
-            self._wait_until(lambda: box.is_checked() == on, f"{name} switched {on}")
+        toggle = self.tab.locator("[data-testid=bottombar-auto-annotation-toggle]")
+        toggle.wait_for(state="attached")
+        if not toggle.is_checked():  # the browser remembers it
+            toggle.click(force=True)
+            self._wait_until(toggle.is_checked, "Auto-Annotation to be on")
 
     def turn_to(self, item_index: int) -> None:
         """From the first picture of a ``valueList`` task to another."""
@@ -161,20 +157,10 @@ class LabellingPage:
         self.tab.click("[data-testid=bottombar-accept-suggestions-button]")
         self._wait_until(lambda: not self.suggestions(), "the suggestion to be accepted")
 
-    def reject(self) -> None:
-        """The cross: suggestions and prompts go."""
-        self.tab.click("[data-testid=bottombar-reject-suggestions-button]")
-        self._wait_until(lambda: not self.suggestions(), "the suggestion to be rejected")
-
-    def submit(self) -> Region:
-        """Submit (or Update); the annotation as Label Studio confirms it."""
-        button = self.tab.locator(
-            "[data-testid=bottombar-submit-button], [data-testid=bottombar-update-button]"
-        )
-        with self.tab.expect_response(_is_submission) as stored:
-            button.first.click()
-        annotation: Region = stored.value.json()
-        return annotation
+    def submit(self) -> None:
+        """Store the annotation."""
+        with self.tab.expect_response(_is_submission):
+            self.tab.click("[data-testid=bottombar-submit-button]")
 
     def suggestions(self) -> list[str]:
         """Types of the regions that wait for tick or cross."""
@@ -236,7 +222,7 @@ class LabellingPage:
 
         self._wait_until(is_still, "the image to lie still")
 
-    def _wait_until(self, is_so: Any, what: str) -> None:
+    def _wait_until(self, is_so: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not is_so():
             assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
@@ -248,5 +234,4 @@ def _is_question(response: Response) -> bool:
 
 
 def _is_submission(response: Response) -> bool:
-    is_write = response.request.method in ("POST", "PATCH")
-    return "/annotations" in response.url and is_write and response.ok
+    return "/annotations" in response.url and response.request.method == "POST" and response.ok
