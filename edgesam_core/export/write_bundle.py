@@ -65,8 +65,9 @@ def write_bundle(
         ``out_dir``.
 
     Raises:
-        BundleError: The input size is no multiple of 64, the weights do not fit the network, the exported graphs answer otherwise than
-            PyTorch, or the folder is there already. No file is left then.
+        BundleError: The input size is no multiple of 64, the weights do not fit the network, the
+            exported graphs answer otherwise than PyTorch, or the folder is there already. No file
+            is left then.
     """
     if input_size <= 0 or input_size % 64:
         raise BundleError(f"The input size {input_size} is no multiple of 64.")

@@ -187,7 +187,8 @@ def test_settings_that_make_no_region_are_refused(changes: dict[str, Any]) -> No
 @pytest.mark.filterwarnings("ignore")  # of the SDK's own imports
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_label_studios_own_reader_accepts_the_prediction(kind: str) -> None:
-    label_interface = pytest.importorskip("label_studio_sdk.label_interface")
+    from label_studio_sdk import label_interface
+
     xml = f'<View><Image name="image" value="$image"/>{CONFIGS[kind]}</View>'
     prediction = {"result": regions(kind), "score": 0.91, "model_version": "abc"}
     reader = label_interface.LabelInterface(config=xml)

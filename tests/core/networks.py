@@ -8,6 +8,9 @@ from torch import nn
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.fpn import UpsampleMode
 
+# On a busy machine PyTorch's threads wait for each other ten times as long as they work.
+torch.set_num_threads(1)
+
 
 def random_network(seed: int = 0, upsample: UpsampleMode = "bicubic") -> EdgeSam:
     """EdgeSAM in evaluation mode.

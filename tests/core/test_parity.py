@@ -29,6 +29,9 @@ from tests.core.parity_adapter import Adapter
 
 pytestmark = pytest.mark.slow
 
+# On a busy machine PyTorch's threads wait for each other ten times as long as they work.
+torch.set_num_threads(1)
+
 MIN_MASK_IOU = 0.999
 COMPARISONS = 132
 """As many as check_example.py makes with our adapter: fewer would mean that some were lost."""
