@@ -15,6 +15,10 @@ from tests import parts, servers
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+# Before PyTorch is imported: with one thread an export takes seconds on a busy machine; several
+# wait for the slowest of them, and it took minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 OURS = ("EDGESAM_", "LABEL_STUDIO_", "BASIC_AUTH_", "REDIS_", "HF_")
 NAMES = {
     "HOST", "PORT", "MODEL", "MODEL_DIR", "LOG_LEVEL", "THREADS", "HTTP_PROXY", "HTTPS_PROXY",
