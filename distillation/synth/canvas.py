@@ -128,8 +128,8 @@ class Canvas:
             covered &= visible_parent
         new_id = self.group(parent=parent)
         for whole in self._ancestors(new_id):
-            self._painted_px[whole] += np.count_nonzero(covered & ~self._in_subtree(whole, ids))
-        self._painted_px[new_id] = np.count_nonzero(covered)
+            self._painted_px[whole] += int((covered & ~self._in_subtree(whole, ids)).sum())
+        self._painted_px[new_id] = int(covered.sum())
         weight = alpha.astype(np.float32) * np.float32(1 / 255)
         image[:] = cv2.blendLinear(rgb, image, weight, 1 - weight)
         ids[covered] = new_id
