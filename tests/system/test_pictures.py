@@ -23,7 +23,7 @@ from tests.system.conftest import photo
 pytestmark = pytest.mark.slow
 
 PHOTO = "chelsea.png"
-CLICK = (172, 118)
+CLICK = (320, 135)
 GAP_PX = 12
 PANEL_PX = 300
 
