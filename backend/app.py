@@ -1,24 +1,18 @@
-"""The Flask application: puts the parts together and answers every error in one way."""
+"""The Flask application: routes, access, a log line per request, and one answer to every error."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from dataclasses import dataclass, field
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from backend import auth, logs
-from backend.embeddings import EmbeddingStore
-from backend.engine import Engine
-from backend.images import ImageLoader
-from backend.label_studio import LabelStudioClient
 from backend.metrics import Metrics
-from backend.model import ServedModel
-from backend.refinement import Refinement
 from backend.routes import ROUTES, Routes
+from backend.service import Service
 from backend.settings import Settings
 from edgesam_core.errors import EdgeSamError
 
@@ -43,30 +37,6 @@ _SENTENCES = {
     ),
     415: ("unsupported_media_type", "The request is not JSON. Send Content-Type application/json."),
 }
-
-
-@dataclass
-class Service:
-    """The parts of a running backend, put together from its settings."""
-
-    settings: Settings
-    metrics: Metrics = field(default_factory=Metrics)
-    model: ServedModel = field(init=False)
-    engine: Engine = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Build everything; nothing is loaded or fetched yet."""
-        settings = self.settings
-        self.model = ServedModel(settings.model)
-        self.engine = Engine(
-            self.model,
-            ImageLoader(settings.images, LabelStudioClient(settings.label_studio)),
-            EmbeddingStore(settings.embeddings, encodes_at_once=settings.model.encodes_at_once),
-            Refinement(settings.refinement),
-            settings.results,
-            self.metrics,
-            max_pixels=settings.images.max_pixels,
-        )
 
 
 def create_app(settings: Settings) -> Flask:

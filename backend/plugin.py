@@ -153,7 +153,7 @@ class EdgeSAMBackend(_Base):  # type: ignore[misc]
 @lru_cache(maxsize=1)
 def _engine_of_process() -> Engine:
     """The engine for instances that a framework made."""
-    from backend.app import Service
+    from backend.service import Service
     from backend.settings import Settings
 
     service = Service(Settings.from_env())
