@@ -31,11 +31,10 @@ from distillation.losses import mask_loss, soft_iou
 from distillation.prompt_sampling import corrective_click
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.preprocess import MEAN_RGB, STD_RGB
 
 logger = logging.getLogger(__name__)
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 SAVE_EVERY_S = 240
 
 
@@ -146,8 +145,8 @@ def prompt_loop_loss(
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """[I, 3, S, S] uint8 -> float32 by the reference's mean and deviation, channels last."""
-    mean = torch.tensor(PIXEL_MEAN, device=images.device).reshape(1, 3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=images.device).reshape(1, 3, 1, 1)
+    mean = torch.from_numpy(MEAN_RGB).to(images.device).reshape(1, 3, 1, 1)
+    std = torch.from_numpy(STD_RGB).to(images.device).reshape(1, 3, 1, 1)
     return ((images.float() - mean) / std).to(memory_format=torch.channels_last)
 
 

@@ -28,7 +28,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def running_process(
+    command: list[str], log: Path, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options
@@ -44,7 +46,7 @@ def _running(command: list[str], log: Path, **options: Any) -> Iterator[subproce
             process.wait()
 
 
-def _wait(
+def wait_until_ready(
     process: subprocess.Popen[bytes], is_there: Callable[[], bool], log: Path, seconds: float
 ) -> None:
     """Return once it is there; the end of the log is the reason where it never is."""
@@ -63,13 +65,13 @@ def running_redis(redis_server: str, folder: Path) -> Iterator[str]:
     """A Redis that keeps nothing; yields its URL."""
     port, log = free_port(), folder / "redis.log"
     command = [redis_server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    with _running([*command, "--save", "", "--appendonly", "no"], log) as process:
+    with running_process([*command, "--save", "", "--appendonly", "no"], log) as process:
 
         def accepts() -> bool:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return True
 
-        _wait(process, accepts, log, seconds=10)
+        wait_until_ready(process, accepts, log, seconds=10)
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -112,13 +114,13 @@ def running_backend(
     secret = settings.get("EDGESAM_URL_SECRET", "")
     url = f"http://127.0.0.1:{port}{secret and '/' + secret}"
     command = [sys.executable, "-m", "gunicorn", "_wsgi:app"]
-    with _running(command, log, cwd=checkout, env=settings) as process:
+    with running_process(command, log, cwd=checkout, env=settings) as process:
 
         def is_ready() -> bool:
             with urllib.request.urlopen(url + "/ready", timeout=10) as answer:
                 return bool(answer.status == 200)
 
-        _wait(process, is_ready, log, seconds=60)
+        wait_until_ready(process, is_ready, log, seconds=60)
         yield RunningBackend(url, process.pid, log)
 
 

@@ -31,6 +31,7 @@ from edgesam_core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from tests import parts
 from tests.backend.hosts import FakeLabelStudio, Host, Request, running
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
@@ -424,7 +425,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(certificate, key) for the name cats.test, its own authority."""
     openssl = shutil.which("openssl")
     if not openssl:
-        pytest.skip("openssl is not installed, so no certificate can be made.")
+        parts.missing("openssl is not installed, so no certificate can be made")
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "cats.pem", folder / "cats.key"
     subprocess.run(

@@ -6,20 +6,24 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from distillation.batches import TrainingScenes
 from distillation.configs import Phase, PromptStageConfig, load_recipe, save_recipe
+from distillation.data import RESERVED_SETS
 from distillation.prompt_stage import (
     build_optimizer,
     learning_rate,
+    normalise,
     prompt_loop_loss,
     train,
 )
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import load_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.preprocess import preprocess
 
 RECIPES = sorted((Path(__file__).parents[2] / "distillation" / "recipes").glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -35,8 +39,17 @@ def config() -> PromptStageConfig:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_read(recipe: Path) -> None:
-    assert load_recipe(recipe).steps > 0
+def test_every_recipe_is_read_and_leaves_the_reserved_sets_alone(recipe: Path) -> None:
+    config = load_recipe(recipe)
+    assert config.steps > 0
+    assert not RESERVED_SETS & config.set_weights.keys()
+
+
+def test_the_student_is_shown_what_serving_shows_it() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    served, _ = preprocess(image, 64)
+    trained = normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+    np.testing.assert_allclose(trained.numpy(), served, atol=1e-5)
 
 
 def test_a_recipe_survives_being_saved(config: PromptStageConfig, tmp_path: Path) -> None:

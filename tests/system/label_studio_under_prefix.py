@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
 
-from tests.servers import free_port
+from tests.servers import free_port, running_process, wait_until_ready
 from tests.system.reverse_proxy import running_proxy
 
 START_S = 120
@@ -45,27 +43,11 @@ def running_under_prefix(python: str, data: Path, prefix: str) -> Iterator[str]:
         "--internal-host", "127.0.0.1", "--port", str(port), "--data-dir", str(data),
     ]  # fmt: skip
     log = data / "under_prefix.log"
-    with log.open("wb") as out, running_proxy(prefix, proxy_port, port):
-        process = subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+    with (
+        running_proxy(prefix, proxy_port, port),
+        running_process(command, log, env=environ) as process,
+    ):
+        wait_until_ready(
+            process, lambda: requests.get(f"{url}/health", timeout=10).ok, log, START_S
         )
-        try:
-            _wait_for(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(requests.RequestException):
-            if requests.get(f"{url}/health", timeout=10).ok:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"Label Studio did not start:\n{log.read_text(errors='replace')[-2000:]}")
+        yield url
