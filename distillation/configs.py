@@ -29,7 +29,7 @@ class Phase:
     prompts: int
     """Prompts per crop; all are decoded in one call."""
     rounds: int
-    """Decoding rounds: the first prompt, then corrective clicks."""
+    """Most decoding rounds of a step (one to so many): the first prompt, then corrections."""
     box_share: float
     """Share of steps that start with boxes; the others start with a click."""
     procedural: float
@@ -59,6 +59,12 @@ class PromptStageConfig:
     """Peak of AdamW's, after the warm-up."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from zero."""
+    decay_steps: int = 1000
+    """Steps at the end over which it falls; before them it stays at the peak."""
+    precision: str = "fp32"
+    """"bf16": matrix products in bf16, for processors and GPUs that have it."""
+    draws_prompts: bool = True
+    """Whether prompts are drawn as a map, too (edgesam_core/nn/drawn_prompts.py)."""
     weight_decay: float = 0.05
     """Of matrices only; biases, norms and embeddings have none."""
     clip_norm: float = 1.0

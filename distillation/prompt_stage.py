@@ -54,7 +54,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(config, run / "recipe.yaml")
     torch.manual_seed(config.seed)
-    student = EdgeSam().to(device)
+    student = EdgeSam(draws_prompts=config.draws_prompts).to(device)
     cast("Any", student).to(memory_format=torch.channels_last)
     if init is not None:
         load_state_dict(student, read_checkpoint(init))
@@ -108,9 +108,10 @@ def prompt_loop_loss(
         The mean loss over the rounds, and the mean IoU of mask 0 after each round.
     """
     images = normalise(batch.images.to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    reduced = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    with reduced:
         embedding = student.encode(images)
-    embedding = embedding.float().repeat_interleave(phase.prompts, dim=0)  # [I*P, 256, s, s]
+    embedding = embedding.repeat_interleave(phase.prompts, dim=0)  # [I*P, 256, s, s]
     targets = batch.targets.to(device).flatten(0, 1).float() / 255  # [I*P, S/4, S/4]
     boxes = batch.boxes.to(device).flatten(0, 1) if use_boxes else None
     points = labels = mask_input = None
@@ -120,27 +121,30 @@ def prompt_loop_loss(
 
     total = images.new_zeros(())
     ious = []
-    for round_index in range(phase.rounds):
-        logits, iou_predictions = student.decode(
-            embedding,
-            point_coords=points,
-            point_labels=labels,
-            box_xyxy=boxes,
-            mask_input=mask_input,
-        )
+    rounds = int(torch.randint(1, phase.rounds + 1, ()))
+    for round_index in range(rounds):
+        with reduced:
+            logits, iou_predictions = student.decode(
+                embedding,
+                point_coords=points,
+                point_labels=labels,
+                box_xyxy=boxes,
+                mask_input=mask_input,
+            )
+        logits, iou_predictions = logits.float(), iou_predictions.float()
         several = round_index == 0 and not use_boxes
         total = total + mask_loss(
             logits, iou_predictions, targets, several=several, iou_weight=config.iou_weight
         )
         ious.append(soft_iou(logits[:, 0], targets).mean().item())
-        if round_index + 1 < phase.rounds:
+        if round_index + 1 < rounds:
             shown = logits[:, :1].detach()
             click, label = corrective_click(shown[:, 0] > 0, targets > 0.5)
             points = click if points is None else torch.cat([points, click], 1)
             labels = label if labels is None else torch.cat([labels, label], 1)
             fed_back = bool(torch.rand(()) < config.mask_input_share)
             mask_input = shown if fed_back else None
-    return total / phase.rounds, ious
+    return total / rounds, ious
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -171,9 +175,14 @@ def build_optimizer(student: EdgeSam, config: PromptStageConfig) -> torch.optim.
 
 
 def learning_rate(config: PromptStageConfig, step: int) -> float:
-    """Linear warm-up, then one cosine down to a hundredth of the peak."""
+    """Linear warm-up, a plateau, and half a cosine down to a hundredth of the peak.
+
+    The plateau ends ``decay_steps`` before the recipe does, so a run that was on it can be given
+    more steps without having wasted a decay.
+    """
     warm = min(1.0, (step + 1) / config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    left = min(1.0, (config.steps - step) / max(1, config.decay_steps))
+    cosine = 0.5 * (1 - math.cos(math.pi * left))
     return config.learning_rate * warm * (0.01 + 0.99 * cosine)
 
 

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.out_dir,
         name="default",
         input_size=options.input_size,
+        draws_prompts=True,
         refines_with_mask_input=measured.get("refines_with_mask_input", False),
         licence="Apache-2.0",
         origin=ORIGIN,

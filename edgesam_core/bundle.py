@@ -185,6 +185,7 @@ def write_manifest(
     licence: str,
     origin: str,
     architecture: str = "edge_sam",
+    draws_prompts: bool = False,
     scores: Mapping[str, Any] | None = None,
     created_utc: str | None = None,
 ) -> Manifest:
@@ -201,6 +202,7 @@ def write_manifest(
         licence: Licence of the weights, as an SPDX id or a name.
         origin: A sentence that says where the weights come from.
         architecture: "edge_sam".
+        draws_prompts: Whether the decoder draws prompts as a map, too.
         scores: Measured quality.
         created_utc: ISO 8601; None means now.
 
@@ -220,6 +222,7 @@ def write_manifest(
         version="",
         architecture=architecture,
         input_size=input_size,
+        draws_prompts=draws_prompts,
         upsample=upsample,
         refines_with_mask_input=refines_with_mask_input,
         licence=licence,

@@ -55,6 +55,9 @@ class Manifest:
     architecture: str = "edge_sam"
     preprocess_version: str = preprocess.VERSION
     created_utc: str = ""
+    draws_prompts: bool = False
+    # whether its decoder draws prompts as a map, too (nn/drawn_prompts.py); the graph does so by
+    # itself, whoever trains its weights on must know
     scores: Mapping[str, Any] = field(default_factory=dict)
     # measured quality, in the words of whoever measured
     format: int = FORMAT
@@ -97,6 +100,7 @@ class Manifest:
             licence=_take(raw, "licence", str),
             origin=_take(raw, "origin", str),
             created_utc=_take(raw, "created_utc", str),
+            draws_prompts=_take(raw, "draws_prompts", bool, default=False),
             scores=_take(raw, "scores", dict),
             files={name: _file_record(name, v) for name, v in _take(raw, "files", dict).items()},
         )
@@ -126,9 +130,9 @@ def damaged(name: str, what: str) -> str:
     return f"The model bundle is damaged: {name}: {what}. Restore the bundle or choose another one."
 
 
-def _take(raw: dict[str, Any], key: str, kind: type[_T]) -> _T:
+def _take(raw: dict[str, Any], key: str, kind: type[_T], default: _T | None = None) -> _T:
     """A field of the JSON object, of exactly this type (so that True is no int)."""
-    value = raw.get(key)
+    value = raw.get(key, default)
     if type(value) is not kind:
         raise BundleError(
             damaged(MANIFEST_NAME, f"{key!r} is {value!r:.40}, expected {kind.__name__}")

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from edgesam_core.export.graph import export_graph
 from edgesam_core.export.layer_norm import channels_last_norms
+from edgesam_core.nn.drawn_prompts import draw_prompts
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.layer_norm import LayerNorm2d
 from edgesam_core.nn.transformer import HEADS, Attention, TwoWayBlock
@@ -125,6 +126,7 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.prompt_encoder = channels_last_norms(model.prompt_encoder)
         self.mask_decoder = model.mask_decoder
+        self.draws_prompts = model.draws_prompts
         self.input_size = input_size
 
     def forward(
@@ -149,9 +151,7 @@ class DecoderGraph(nn.Module):
         """
         decoder, side = self.mask_decoder, self.input_size // 16
         sparse = self.prompt_encoder.sparse(point_coords, point_labels, self.input_size)
-        with_mask = self.prompt_encoder.dense(mask_input, side)
-        without = self.prompt_encoder.dense(None, side)
-        dense = torch.where(has_mask_input.reshape(-1, 1, 1, 1) > 0, with_mask, without)
+        dense = self._dense(point_coords, point_labels, mask_input, has_mask_input)
         image = (image_embeddings + dense).flatten(2).transpose(1, 2)  # [B, K, 256]
         position = self.prompt_encoder.pe_layer.grid(side).flatten(2).transpose(1, 2)
 
@@ -168,6 +168,24 @@ class DecoderGraph(nn.Module):
         quarters = logits.reshape(-1, 4, side, side, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
         low_res_logits = quarters.reshape(-1, 4, 4 * side, 4 * side)
         return low_res_logits, decoder.iou_prediction_head(tokens[:, 0])
+
+    def _dense(
+        self,
+        point_coords: torch.Tensor,
+        point_labels: torch.Tensor,
+        mask_input: torch.Tensor,
+        has_mask_input: torch.Tensor,
+    ) -> torch.Tensor:
+        """The dense prompt [B, 256, s, s]: of what is drawn, or of an earlier mask alone."""
+        side = self.input_size // 16
+        if self.draws_prompts:
+            drawn = draw_prompts(
+                point_coords, point_labels, mask_input, has_mask_input, self.input_size
+            )
+            return self.prompt_encoder.dense(drawn, side)
+        with_mask = self.prompt_encoder.dense(mask_input, side)
+        without = self.prompt_encoder.dense(None, side)
+        return torch.where(has_mask_input.reshape(-1, 1, 1, 1) > 0, with_mask, without)
 
     def _transform(
         self, tokens: torch.Tensor, image: torch.Tensor, position: torch.Tensor

@@ -31,6 +31,7 @@ def write_bundle(
     name: str,
     input_size: int,
     upsample: UpsampleMode = "bicubic",
+    draws_prompts: bool = False,
     refines_with_mask_input: bool = False,
     licence: str = "unknown",
     origin: str = "Nobody said where these weights come from.",
@@ -48,6 +49,8 @@ def write_bundle(
         input_size: S in pixels, a multiple of 64; 1024 for official weights.
         upsample: How the encoder's feature pyramid enlarges; "bicubic" is what EdgeSAM was trained
             with.
+        draws_prompts: Whether the decoder draws prompts as a map, too (nn/drawn_prompts.py); as the
+            weights were trained.
         refines_with_mask_input: Whether earlier logits may be fed back; True only where that was
             measured not to hurt.
         licence: Licence of the weights, as an SPDX id or a name.
@@ -73,7 +76,7 @@ def write_bundle(
         raise BundleError(f"The input size {input_size} is no multiple of 64.")
     state_dict = official_state_dict(model) if isinstance(model, EdgeSam) else dict(model)
     rounded = {key: _rounded(tensor) for key, tensor in state_dict.items()}
-    exported = EdgeSam(upsample).eval()
+    exported = EdgeSam(upsample, draws_prompts=draws_prompts).eval()
     load_state_dict(exported, rounded if half else state_dict)
 
     with staged_folder(out_dir, overwrite=overwrite) as folder:
@@ -90,6 +93,7 @@ def write_bundle(
             name=name,
             input_size=input_size,
             upsample=upsample,
+            draws_prompts=draws_prompts,
             refines_with_mask_input=refines_with_mask_input,
             licence=licence,
             origin=origin,

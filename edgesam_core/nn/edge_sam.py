@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from edgesam_core.nn.drawn_prompts import draw_prompts
 from edgesam_core.nn.fpn import ImageEncoder, UpsampleMode
 from edgesam_core.nn.mask_decoder import MaskDecoder, select_masks
 from edgesam_core.nn.prompt_encoder import PromptEncoder, assemble_points
@@ -18,9 +19,16 @@ from edgesam_core.nn.prompt_encoder import PromptEncoder, assemble_points
 class EdgeSam(nn.Module):
     """The student. Fully convolutional: the size of its input is the size of what it is given."""
 
-    def __init__(self, upsample: UpsampleMode = "bicubic") -> None:
-        """Build with random weights; ``checkpoint.load_state_dict`` brings published ones."""
+    def __init__(self, upsample: UpsampleMode = "bicubic", *, draws_prompts: bool = False) -> None:
+        """Build with random weights; ``checkpoint.load_state_dict`` brings published ones.
+
+        Args:
+            upsample: How the feature pyramid enlarges.
+            draws_prompts: Whether prompts are drawn as a map, too (drawn_prompts.py). Published
+                weights were trained without.
+        """
         super().__init__()
+        self.draws_prompts = draws_prompts
         self.image_encoder = ImageEncoder(upsample)
         self.prompt_encoder = PromptEncoder()
         self.mask_decoder = MaskDecoder()
@@ -55,6 +63,8 @@ class EdgeSam(nn.Module):
         """
         coords, labels = assemble_points(point_coords, point_labels, box_xyxy)
         size = image_embedding.shape[-1]
+        if self.draws_prompts:
+            mask_input = draw_prompts(coords, labels, mask_input, None, 16 * size)
         logits, iou_predictions = self.mask_decoder(
             image_embedding,
             self.prompt_encoder.pe_layer.grid(size),
