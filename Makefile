@@ -1,5 +1,6 @@
 # Plain `make` lists what there is. Environments: .venv (serving), .venv-dev (tests, checks,
-# benchmark), .venv-label-studio (Label Studio itself, for the tests that click in it).
+# benchmark), .venv-train (training), .venv-label-studio (Label Studio itself, for the tests that
+# click in it).
 
 HOST  ?= 127.0.0.1
 PORT  ?= 9090
@@ -16,7 +17,8 @@ PYTEST = $(DEV)/python -m pytest -rs
 export HOST PORT MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-label-studio serve test test-quick check format bench audit python
+.PHONY: help setup setup-train setup-label-studio serve train test test-quick check format bench \
+	audit python
 
 help: ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +27,13 @@ setup: .venv/ready .venv-dev/ready ## install the environments for serving and f
 
 serve: .venv/ready ## answer Label Studio on HOST:PORT (127.0.0.1:9090) with MODEL (default)
 	.venv/bin/gunicorn _wsgi:app
+
+setup-train: .venv-train/ready ## install the environment for training
+
+train: .venv-train/ready ## train RECIPE on DATA into RUN, or go on; OPTIONS="--init W --threads N"
+	@test -n "$(RECIPE)" -a -n "$(DATA)" -a -n "$(RUN)" || { echo "Say what to train:" \
+		"make train RECIPE=distillation/recipes/default.yaml DATA=folder RUN=folder"; exit 1; }
+	.venv-train/bin/python -m distillation.prompt_stage $(RECIPE) $(DATA) $(RUN) $(OPTIONS)
 
 test: .venv-dev/ready ## run every test that this machine has the parts for
 	$(PYTEST)
@@ -65,6 +74,11 @@ python:
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install --quiet -r requirements.txt
 	.venv/bin/pip install --quiet --no-deps -r requirements-label-studio-ml.txt
+	@touch $@
+
+.venv-train/ready: requirements-train.txt | python
+	$(PYTHON) -m venv --clear .venv-train
+	.venv-train/bin/pip install --quiet -r requirements-train.txt
 	@touch $@
 
 .venv-dev/ready: requirements.txt requirements-label-studio-ml.txt requirements-train.txt \

@@ -7,7 +7,8 @@ turns, since each uses all the processors that it may. All waits end: after `wai
 503 with a sentence.
 
 The key is made from the image's bytes, the bundle's version and the pre-processing's version: a
-swapped model never meets an old embedding, and a rollback finds its own.
+swapped model never meets an old embedding, and a rollback finds its own. Proposals of a granularity
+prior lie with the embedding and are weighed with it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class EmbeddingSettings:
     """How many embeddings are kept and how long a click may wait for one."""
 
     cache_bytes: int = 128 * 1024 * 1024
-    # Bytes of memory for embeddings; one takes 2 MB at input size 1024, 0.5 MB at 512.
+    # Bytes of memory for embeddings; one takes 2 MB at input size 1024, 0.5 MB at 512, and at most
+    # 0.2 MB more with the proposals of a granularity prior.
     wait_s: float = 30.0
     # Seconds that a click waits for its image to be encoded before it is answered with 503.
 
@@ -46,14 +48,17 @@ class EmbeddingSettings:
             raise ValueError("wait_s should lie in 0..100: Label Studio gives up after 100 s.")
 
 
-def embedding_key(image_key: str, bundle_version: str) -> str:
+def embedding_key(image_key: str, bundle_version: str, *, with_proposals: bool = False) -> str:
     """The key of an image's embedding.
 
     Args:
         image_key: sha256 of the image's bytes.
         bundle_version: Of the bundle that encodes it.
+        with_proposals: Whether it was made with the proposals of a granularity prior, which only
+            those wait for who use them.
     """
-    return f"{image_key}:{bundle_version}:{preprocess.VERSION}"
+    key = f"{image_key}:{bundle_version}:{preprocess.VERSION}"
+    return f"{key}:proposals" if with_proposals else key
 
 
 class ByteBudget(Generic[V]):

@@ -16,6 +16,7 @@ from typing import Any
 
 from backend import logs
 from backend.embeddings import EmbeddingStore, Outcome, embedding_key
+from backend.granularity import GranularitySettings, merge_rule
 from backend.images import ImageLoader
 from backend.label_config import ImageTag, LabelConfig, image_uri, parse_label_config
 from backend.metrics import Metrics
@@ -25,8 +26,9 @@ from backend.refinement import Refinement
 from backend.results import ResultSettings, Suggested, clean_mask, regions_for
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import PromptError, RequestError
+from edgesam_core.granularity import MergeRule
 from edgesam_core.image import read_image
-from edgesam_core.segmenter import Segmenter
+from edgesam_core.segmenter import Segmenter, with_proposed_box
 
 Prediction = dict[str, Any]
 """``{"result": [...], "score": ..., "model_version": ...}``, one per task."""
@@ -45,6 +47,7 @@ class Engine:
         metrics: Metrics,
         *,
         max_pixels: int,
+        granularity: GranularitySettings = GranularitySettings(),  # noqa: B008  frozen
     ) -> None:
         """Put the parts together; app.py does it from the settings.
 
@@ -56,6 +59,7 @@ class Engine:
             settings: How masks become regions.
             metrics: Where times and hits are counted.
             max_pixels: Width x height of the largest image that is read.
+            granularity: Whether proposed boxes join single clicks, unless asked otherwise.
         """
         self.model = model
         self._images = images
@@ -64,6 +68,7 @@ class Engine:
         self._settings = settings
         self._metrics = metrics
         self._max_pixels = max_pixels
+        self._granularity = granularity
 
     def predict(
         self,
@@ -100,7 +105,8 @@ class Engine:
         if all(p.negatives_only for p in prompts):
             return self._empty(tasks, "empty result: only negative clicks")
         config = parse_label_config(label_config_xml)
-        return [self._answer(task, config, prompts) for task in tasks]
+        rule = self._merge_rule(context, config)
+        return [self._answer(task, config, prompts, rule) for task in tasks]
 
     def encode_image(self, task: Mapping[str, Any], label_config_xml: object) -> bool:
         """Encode a task's first image ahead of a click.
@@ -109,9 +115,17 @@ class Engine:
             False where it had been encoded already.
         """
         config = parse_label_config(label_config_xml)
+        rule = self._merge_rule(None, config)
         segmenter = self.model.segmenter()
-        _, _, outcome = self._embedding(segmenter, task, config.image(), None)
+        _, _, outcome = self._embedding(
+            segmenter, task, config.image(), None, with_proposals=rule is not None
+        )
         return outcome != "hit"
+
+    def _merge_rule(
+        self, context: Mapping[str, Any] | None, config: LabelConfig
+    ) -> MergeRule | None:
+        return merge_rule(context, config.granularity_prior, self._granularity, self.model.manifest)
 
     def _empty(self, tasks: Sequence[object], why: str) -> list[Prediction]:
         logs.current().note = why
@@ -121,13 +135,17 @@ class Engine:
         return {"result": result, "score": score, "model_version": self.model.version}
 
     def _answer(
-        self, task: Mapping[str, Any], config: LabelConfig, prompts: Sequence[Prompts]
+        self,
+        task: Mapping[str, Any],
+        config: LabelConfig,
+        prompts: Sequence[Prompts],
+        rule: MergeRule | None,
     ) -> Prediction:
         """One task's regions."""
         regions: list[dict[str, Any]] = []
         scores: list[float] = []
         for on_image in prompts:
-            for suggested, objects in self._suggest(task, config, on_image):
+            for suggested, objects in self._suggest(task, config, on_image, rule):
                 scores.append(suggested.score)
                 with self._metrics.stage("result"):
                     regions += self._regions(config, suggested, objects)
@@ -148,7 +166,11 @@ class Engine:
         return regions
 
     def _suggest(
-        self, task: Mapping[str, Any], config: LabelConfig, prompts: Prompts
+        self,
+        task: Mapping[str, Any],
+        config: LabelConfig,
+        prompts: Prompts,
+        rule: MergeRule | None,
     ) -> list[tuple[Suggested, ObjectPrompt]]:
         """The masks for all objects on one image."""
         tag = config.image(prompts.to_name)
@@ -157,19 +179,24 @@ class Engine:
         # A config that cannot hold the mask is told before an image is fetched for it.
         config.outputs(tag.name, prompts.objects[0].labels)
         segmenter = self.model.segmenter()
-        key, embedding, _ = self._embedding(segmenter, task, tag, prompts.item_index)
+        key, embedding, _ = self._embedding(
+            segmenter, task, tag, prompts.item_index, with_proposals=rule is not None
+        )
         prompts.check_size(embedding.original_size_hw)
         in_pixels = [p.in_pixels(embedding.original_size_hw) for p in prompts.objects]
         if segmenter.manifest.refines_with_mask_input:
             in_pixels = [self._refinement.extend(key, prompt) for prompt in in_pixels]
+        decoded = in_pixels
+        if rule is not None:
+            decoded = [with_proposed_box(prompt, embedding, rule) for prompt in in_pixels]
         with self._metrics.stage("decode"):
-            outputs = segmenter.decode(embedding, in_pixels)
+            outputs = segmenter.decode(embedding, decoded)
         with self._metrics.stage("mask"):
-            suggestions = segmenter.suggest(embedding, in_pixels, outputs)
+            suggestions = segmenter.suggest(embedding, decoded, outputs)
             masks = [clean_mask(s.mask, self._settings) for s in suggestions]
         answers = []
-        for drawn, prompt, suggestion, mask in zip(
-            prompts.objects, in_pixels, suggestions, masks, strict=True
+        for drawn, prompt, joined, suggestion, mask in zip(
+            prompts.objects, in_pixels, decoded, suggestions, masks, strict=True
         ):
             if mask.area == 0:
                 raise PromptError(
@@ -185,6 +212,7 @@ class Engine:
                 item_index=prompts.item_index,
                 to_name=tag.name,
                 version=segmenter.version,
+                proposed_box_xyxy=None if joined is prompt else joined.box_xyxy,
             )
             answers.append((suggested, drawn))
         return answers
@@ -195,6 +223,8 @@ class Engine:
         task: Mapping[str, Any],
         tag: ImageTag,
         item_index: int | None,
+        *,
+        with_proposals: bool,
     ) -> tuple[str, Embedding, Outcome]:
         """Key and embedding of the image that was clicked on, and how it was found."""
         fields = task.get("data")
@@ -204,18 +234,18 @@ class Engine:
         with self._metrics.stage("fetch"):
             image_key = self._images.key(uri, task_id)
         if image_key is not None:
-            key = embedding_key(image_key, segmenter.version)
+            key = embedding_key(image_key, segmenter.version, with_proposals=with_proposals)
             kept = self._embeddings.get(key)
             if kept is not None:
                 return self._found(key, kept, "hit")
         with self._metrics.stage("fetch"):
             image = self._images.fetch(uri, task_id=task_id)
-        key = embedding_key(image.sha256, segmenter.version)
+        key = embedding_key(image.sha256, segmenter.version, with_proposals=with_proposals)
         asked = time.perf_counter()
 
         def encode() -> Embedding:
             self._metrics.observe_stage("wait", time.perf_counter() - asked)
-            return self._encode(segmenter, image.data)
+            return self._encode(segmenter, image.data, with_proposals=with_proposals)
 
         embedding, outcome = self._embeddings.get_or_encode(key, encode)
         if outcome == "joined":
@@ -232,11 +262,11 @@ class Engine:
             record.temperature = "warm" if outcome == "hit" else "cold"
         return key, embedding, outcome
 
-    def _encode(self, segmenter: Segmenter, data: bytes) -> Embedding:
+    def _encode(self, segmenter: Segmenter, data: bytes, *, with_proposals: bool) -> Embedding:
         with self._metrics.stage("read"):
             image = read_image(data, max_pixels=self._max_pixels)
         with self._metrics.stage("encode"):
-            return segmenter.embed(image)
+            return segmenter.embed(image, with_proposals=with_proposals)
 
 
 def _task_id(task: Mapping[str, Any]) -> int | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from backend.granularity import ATTRIBUTE, CHOICES
 from edgesam_core.errors import ImageError, LabelConfigError
 
 Shape = Literal["brush", "bitmask", "polygon", "rectangle"]
@@ -106,6 +107,8 @@ class LabelConfig:
     labels_controls: tuple[LabelsControl, ...]
     smart_tools: tuple[str, ...]
     # names of the smart keypoint and rectangle controls
+    granularity_prior: str | None = None
+    # what the first smart tool that says anything says (granularity.py); None: as the server does
 
     def image(self, to_name: str | None = None) -> ImageTag:
         """The image tag of this name, or the first one.
@@ -208,6 +211,7 @@ def _parse(xml: str) -> LabelConfig:
     controls: list[Control] = []
     labels_controls: list[LabelsControl] = []
     smart_tools: list[str] = []
+    granularity_prior: str | None = None
     for element in root.iter():
         tag = str(element.tag).lower()
         attributes = {name.lower(): value for name, value in element.attrib.items()}
@@ -236,6 +240,7 @@ def _parse(xml: str) -> LabelConfig:
             )
         if is_smart and tag in _PROMPT_TAGS:
             smart_tools.append(name)
+            granularity_prior = granularity_prior or _granularity_prior(attributes)
     if not images:
         raise LabelConfigError(
             'The labelling config has no <Image> tag. Add <Image name="image" value="$image"/>.'
@@ -245,6 +250,7 @@ def _parse(xml: str) -> LabelConfig:
         controls=tuple(controls),
         labels_controls=tuple(labels_controls),
         smart_tools=tuple(smart_tools),
+        granularity_prior=granularity_prior,
     )
 
 
@@ -290,6 +296,21 @@ def _words(element: ET.Element, attributes: Mapping[str, str]) -> tuple[tuple[st
             # Label Studio writes the alias into the result where there is one.
             words.append(label.get("alias") or label.get("value", ""))
     return tuple(word for word in words if word), attributes.get("value", "").startswith("$")
+
+
+def _granularity_prior(attributes: Mapping[str, str]) -> str | None:
+    """What a smart tool says about the granularity prior.
+
+    Raises:
+        LabelConfigError: It is no choice.
+    """
+    choice = attributes.get(ATTRIBUTE)
+    if choice is not None and choice not in CHOICES:
+        raise LabelConfigError(
+            f"The labelling config says {ATTRIBUTE}={choice!r:.40}. Use one of "
+            f"{', '.join(CHOICES)}, or leave it out."
+        )
+    return choice
 
 
 def _lookup(data: Mapping[str, Any], path: str) -> object:

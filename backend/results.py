@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from backend.bitmask_png import bitmask_png
 from backend.label_config import Output, Shape
+from edgesam_core.arrays import BoxXYXY
 from edgesam_core.clean import remove_specks
 from edgesam_core.decode import Prompt
 from edgesam_core.geometry import box_to_percent, pixels_to_percent
@@ -76,6 +77,8 @@ class Suggested:
     to_name: str
     version: str
     # of the bundle
+    proposed_box_xyxy: BoxXYXY | None = None
+    # in original pixels, where the granularity prior let one join the prompt
 
 
 def clean_mask(mask: WindowedMask, settings: ResultSettings) -> WindowedMask:
@@ -155,17 +158,18 @@ def _story(suggested: Suggested, shape: Shape, value: dict[str, Any]) -> dict[st
         numbers = {k: np.round(v, 3).tolist() for k, v in value.items() if k != "closed"}
         text = json.dumps(numbers, sort_keys=True)
         shape_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {
-        "version": suggested.version,
-        "prompt": {
-            "points": np.round(prompt.point_coords.astype(np.float64), 2).tolist(),
-            "labels": prompt.point_labels.astype(int).tolist(),
-            "box": None
-            if prompt.box_xyxy is None
-            else np.round(prompt.box_xyxy.astype(np.float64), 2).tolist(),
-        },
-        "shape_hash": shape_hash,
+    drawn: dict[str, Any] = {
+        "points": np.round(prompt.point_coords.astype(np.float64), 2).tolist(),
+        "labels": prompt.point_labels.astype(int).tolist(),
+        "box": _rounded(prompt.box_xyxy),
     }
+    if suggested.proposed_box_xyxy is not None:
+        drawn["proposed_box"] = _rounded(suggested.proposed_box_xyxy)
+    return {"version": suggested.version, "prompt": drawn, "shape_hash": shape_hash}
+
+
+def _rounded(box_xyxy: BoxXYXY | None) -> list[float] | None:
+    return None if box_xyxy is None else np.round(box_xyxy.astype(np.float64), 2).tolist()
 
 
 def _brush_value(suggested: Suggested, settings: ResultSettings) -> dict[str, Any]:

@@ -37,5 +37,6 @@ class Service:
             Refinement(settings.refinement),
             settings.results,
             self.metrics,
+            granularity=settings.granularity,
             max_pixels=settings.images.max_pixels,
         )

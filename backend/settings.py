@@ -22,6 +22,7 @@ from typing import Any
 
 from backend.auth import AuthSettings
 from backend.embeddings import EmbeddingSettings
+from backend.granularity import GranularitySettings
 from backend.images import ImageSettings
 from backend.label_studio import LabelStudioSettings
 from backend.logs import LogSettings
@@ -60,6 +61,7 @@ class Settings:
     images: ImageSettings = field(default_factory=ImageSettings)
     embeddings: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
+    granularity: GranularitySettings = field(default_factory=GranularitySettings)
     results: ResultSettings = field(default_factory=ResultSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     logs: LogSettings = field(default_factory=LogSettings)
@@ -133,6 +135,7 @@ VARIABLES = (
     Variable("EDGESAM_EMBEDDING_CACHE_BYTES", "embeddings", "cache_bytes", int),
     Variable("EDGESAM_ENCODE_WAIT_S", "embeddings", "wait_s", float),
     Variable("EDGESAM_REFINEMENT_CACHE_BYTES", "refinement", "cache_bytes", int),
+    Variable("EDGESAM_GRANULARITY_PRIOR", "granularity", "prior"),
     Variable("EDGESAM_OUTPUTS", "results", "outputs"),
     Variable("EDGESAM_POLYGON_TOLERANCE_PX", "results", "polygon_tolerance_px", float),
     Variable("EDGESAM_POLYGON_MAX_VERTICES", "results", "polygon_max_vertices", int),

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distillation.annotated_images import AnnotatedImage
 from distillation.baselines import (
     GRABCUT_ITERATIONS,
     PROBABLE_RADIUS,
@@ -21,6 +20,7 @@ from distillation.baselines import (
     grabcut_from_box,
     grabcut_from_click,
 )
+from distillation.instances import AnnotatedImage
 from distillation.metrics import Score, mask_iou
 from distillation.prompt_points import centre_click
 from edgesam_core.arrays import BoxXYXY, ImageRGB, Mask
@@ -65,6 +65,7 @@ class BaselineScores:
                     annotated.image_id,
                     instance.annotation_id,
                     int(truth.sum()),
+                    truth.size,
                     method,
                     column,
                     iou,

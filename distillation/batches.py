@@ -6,7 +6,9 @@ prompts, so that one decoder call answers them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from distillation.configs import Phase, PromptStageConfig
+from distillation.configs import GranularityStageConfig, Phase, PromptStageConfig
 from distillation.data import Crop, LabelledImage, draw_crop, jitter_colour, load_set
-from distillation.prompt_sampling import draw_box, draw_point
+from distillation.prompt_sampling import draw_box, draw_point, innermost_point
 from distillation.synth import load_cutouts, paste_scene, procedural_scene
+from edgesam_core.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -33,58 +36,64 @@ class Batch:
     """[I, P, 4] float32 x0, y0, x1, y1 in the crop's frame."""
     points: torch.Tensor
     """[I, P, 2] float32 (x, y) in the crop's frame."""
+    valid: torch.Tensor
+    """[I, S/4, S/4] uint8, 255 where a cell is all image, 0 where it is padding."""
+    starts_with_box: bool = True
+    """Whether the first prompts are the boxes, or else the points."""
+    rounds: int = 1
+    """Decoding rounds."""
+    teacher_embeddings: torch.Tensor | None = None
+    """[I, 256, T/16, T/16] where a teacher has seen these very images before."""
 
 
 class TrainingScenes(IterableDataset[Batch]):
     """Batches from a step onward; the schedule of phases decides their size and make-up."""
 
-    def __init__(self, config: PromptStageConfig, data: Path, *, start_step: int = 0) -> None:
+    def __init__(
+        self, config: PromptStageConfig, data: Path, *, start_step: int = 0, rank: int = 0
+    ) -> None:
         """Load photos and cut-outs into memory, to be shared by forked workers.
 
         Args:
             config: The recipe.
             data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
             start_step: Where a resumed run goes on.
+            rank: Which of several training processes the batches are for.
         """
-        self.config, self.start_step = config, start_step
-        names = list(config.set_weights)
-        self.sets = [load_set(data / "open" / name, max_side=config.max_side) for name in names]
-        weights = np.array([config.set_weights[name] for name in names])
+        self.config, self.start_step, self.rank = config, start_step, rank
+        self.sets, self.held_back_sets = load_both_halves(config, data)
+        weights = np.array(list(config.set_weights.values()))
         self.set_shares = weights / weights.sum()
         self.cutouts = load_cutouts(data / "cutouts")
         self.grounds = [_read_ground(path) for path in sorted((data / "unlabelled").glob("*.jpg"))]
 
+    def starting_at(self, step: int, rank: int) -> TrainingScenes:
+        """The same scenes from another step on, or for another process; nothing is copied."""
+        scenes = copy.copy(self)
+        scenes.start_step, scenes.rank = step, rank
+        return scenes
+
     def __iter__(self) -> Iterator[Batch]:
-        """Worker w of n yields steps w, w + n, ...; a batch depends on seed and step only."""
+        """Worker w of n yields steps w, w + n, ...; a batch depends on seed, step and rank only."""
         cv2.setNumThreads(1)
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in range(self.start_step + first, self.config.steps, stride):
-            rng = np.random.default_rng((self.config.seed, step))
-            phase = self.config.phase_at(step)
-            yield self.draw_batch(rng, phase)
+            yield self.draw_step(step)
 
-    def draw_batch(self, rng: np.random.Generator, phase: Phase) -> Batch:
-        """One batch of a phase."""
+    def draw_step(self, step: int) -> Batch:
+        """The batch of a step. Its form is the same in every process, so that none waits long."""
+        phase = self.config.phase_at(step)
+        form = np.random.default_rng((self.config.seed, step))
+        rng = np.random.default_rng((self.config.seed, step, self.rank + 1))
+        starts_with_box = bool(form.random() < phase.box_share)
+        rounds = int(form.integers(phase.fewest_rounds, phase.rounds + 1))
         crops = [self._draw_usable(rng, phase) for _ in range(phase.batch)]
-        chosen = [_repeat_to(rng, crop.masks, phase.prompts) for crop in crops]
-        side = phase.size // 4
-        targets = np.stack(
-            [
-                [cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA) for mask in masks]
-                for masks in chosen
-            ]
-        )
+        masks = [_repeat_to(rng, crop.masks, phase.prompts) for crop in crops]
         jitter = self.config.box_jitter
-        boxes = np.stack([[draw_box(rng, mask, jitter=jitter) for mask in m] for m in chosen])
-        points = np.stack([[draw_point(rng, mask) for mask in masks] for masks in chosen])
-        images = np.stack([crop.image for crop in crops])
-        return Batch(
-            torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(targets),
-            torch.from_numpy(boxes),
-            torch.from_numpy(points),
-        )
+        boxes = np.stack([[draw_box(rng, mask, jitter=jitter) for mask in m] for m in masks])
+        points = np.stack([[draw_point(rng, mask) for mask in m] for m in masks])
+        return assemble(crops, masks, boxes, points, starts_with_box, rounds)
 
     def _draw_usable(self, rng: np.random.Generator, phase: Phase) -> Crop:
         while True:
@@ -110,6 +119,108 @@ class TrainingScenes(IterableDataset[Batch]):
         return images[rng.integers(len(images))]
 
 
+SetsConfig = PromptStageConfig | GranularityStageConfig
+
+
+def load_sets(config: SetsConfig, data: Path, *, validation: bool) -> list[list[LabelledImage]]:
+    """The training or the held-back images of every set of a recipe.
+
+    Raises:
+        RunError: What is wrong with any of them, one sentence after the other.
+    """
+    sets, wrong = _load_half(config, data, validation)
+    if wrong:
+        raise RunError(" ".join(wrong))
+    return sets
+
+
+def load_both_halves(
+    config: SetsConfig, data: Path
+) -> tuple[list[list[LabelledImage]], list[list[LabelledImage]]]:
+    """The training and the held-back images; what is wrong with either is told in one error."""
+    training, wrong = _load_half(config, data, validation=False)
+    held_back, more = _load_half(config, data, validation=True)
+    if wrong or more:
+        raise RunError(" ".join(dict.fromkeys(wrong + more)))
+    return training, held_back
+
+
+def _load_half(
+    config: SetsConfig, data: Path, validation: bool
+) -> tuple[list[list[LabelledImage]], list[str]]:
+    sets, wrong = [], []
+    for name in config.set_weights:
+        folder = data / "open" / name
+        try:
+            images = load_set(folder, max_side=config.max_side, validation=validation)
+        except RunError as exc:
+            wrong.append(f"{name}: {exc.sentence}")
+            continue
+        if not images and not validation:
+            wrong.append(f"{name}: no image with a mask in it. Leave the set out.")
+        sets.append(images)
+    return sets, wrong
+
+
+def held_back_batches(
+    config: PromptStageConfig, sets: Sequence[Sequence[LabelledImage]]
+) -> list[Batch]:
+    """Crops of images that are never trained on, the same at every evaluation.
+
+    As many from each set as from any other; exact boxes, and clicks in the middle.
+    """
+    in_turn = (image for row in itertools.zip_longest(*sets) for image in row if image is not None)
+    phase = config.phases[-1]
+    rng = np.random.default_rng(0)
+    batches = []
+    chosen = list(itertools.islice(in_turn, config.held_back))
+    for start in range(0, len(chosen), phase.batch):
+        crops = [
+            draw_crop(rng, image, phase.size, max_masks=phase.prompts, min_area=phase.min_area)
+            for image in chosen[start : start + phase.batch]
+        ]
+        crops = [crop for crop in crops if len(crop.masks)]
+        if crops:
+            masks = [_repeat_to(rng, crop.masks, phase.prompts) for crop in crops]
+            boxes = np.stack([[draw_box(rng, mask, jitter=0) for mask in m] for m in masks])
+            points = np.stack([[innermost_point(mask) for mask in m] for m in masks])
+            batches.append(assemble(crops, masks, boxes, points, starts_with_box=True, rounds=1))
+    return batches
+
+
+def assemble(
+    crops: Sequence[Crop],
+    masks: Sequence[np.ndarray],
+    boxes: np.ndarray,
+    points: np.ndarray,
+    starts_with_box: bool,
+    rounds: int,
+) -> Batch:
+    """Arrays of I crops as one batch; ``masks`` holds [P, S, S] uint8 for each."""
+    images = np.stack([crop.image for crop in crops])
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        targets=torch.from_numpy(np.stack([[_to_cells(mask) for mask in m] for m in masks])),
+        boxes=torch.from_numpy(boxes),
+        points=torch.from_numpy(points),
+        valid=torch.from_numpy(np.stack([_to_cells(_valid_pixels(crop)) for crop in crops])),
+        starts_with_box=starts_with_box,
+        rounds=rounds,
+    )
+
+
+def _to_cells(mask: np.ndarray) -> np.ndarray:
+    """[S, S] uint8 -> [S/4, S/4], the mean of each cell."""
+    side = mask.shape[0] // 4
+    return cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _valid_pixels(crop: Crop) -> np.ndarray:
+    if crop.valid is None:
+        return np.full(crop.image.shape[:2], 255, np.uint8)
+    return crop.valid
+
+
 def _from_scene(image: np.ndarray, masks: np.ndarray, phase: Phase) -> Crop:
     kept = [m for m in masks if m.sum() >= phase.min_area * phase.size**2]
     stacked = np.array(kept, np.uint8).reshape(-1, phase.size, phase.size) * 255
@@ -124,7 +235,8 @@ def _repeat_to(rng: np.random.Generator, masks: np.ndarray, count: int) -> np.nd
 
 def _read_ground(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    assert image is not None, path.name
+    if image is None:
+        raise RunError(f"The image {path} could not be read.")
     scale = 512 / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -6,12 +6,13 @@ that a network in training is judged by the same rules as the bundle that is ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from distillation.metrics import mask_iou
 from distillation.prompt_points import Click, CorrectiveClick, seed_of
 from edgesam_core.arrays import BoxXYXY, ImageRGB, LogitsMap, Mask
 from edgesam_core.clean import remove_specks
@@ -81,49 +82,8 @@ def with_click(turn: Turn, click: Click, *, feed_logits: bool) -> Prompt:
     )
 
 
-def play_rounds(
-    answerer: Answerer,
-    embedding: Any,
-    first: Sequence[Prompt],
-    truths: Sequence[Mask],
-    seeds: Sequence[int],
-    *,
-    corrective_click: CorrectiveClick,
-    corrections: int = 2,
-    feed_logits: bool = False,
-) -> list[list[Turn]]:
-    """First prompts for some objects of one image, then corrective clicks.
-
-    An object with nothing left to click on keeps its last answer.
-
-    Args:
-        answerer: Who is asked.
-        embedding: Of the image, made by it.
-        first: One prompt per object.
-        truths: One annotated mask per object, [H, W] bool.
-        seeds: One per object, for drawing its clicks.
-        corrective_click: How the next click is found.
-        corrections: How many rounds follow the first.
-        feed_logits: Whether each answer's logits are the mask input of the next round.
-
-    Returns:
-        ``corrections + 1`` rounds with one turn per object.
-    """
-    turns = _ask(answerer, embedding, first)
-    rounds = [turns]
-    for number in range(1, corrections + 1):
-        asked: dict[int, Prompt] = {}
-        for index, (turn, truth) in enumerate(zip(turns, truths, strict=True)):
-            click = corrective_click(turn.mask, truth, seed_of(seeds[index], number))
-            if click is not None:
-                asked[index] = with_click(turn, click, feed_logits=feed_logits)
-        answered = dict(zip(asked, _ask(answerer, embedding, list(asked.values())), strict=True))
-        turns = [answered.get(index, turn) for index, turn in enumerate(turns)]
-        rounds.append(turns)
-    return rounds
-
-
-def _ask(answerer: Answerer, embedding: Any, prompts: Sequence[Prompt]) -> list[Turn]:
+def ask(answerer: Answerer, embedding: Any, prompts: Sequence[Prompt]) -> list[Turn]:
+    """One turn per prompt; all prompts of an image go to the answerer together."""
     if not prompts:
         return []
     answers = answerer.segment(embedding, prompts)
@@ -135,3 +95,48 @@ def _ask(answerer: Answerer, embedding: Any, prompts: Sequence[Prompt]) -> list[
         )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+def play_rounds(
+    answerer: Answerer,
+    embedding: Any,
+    turns: list[Turn],
+    truths: Sequence[Mask],
+    seeds: Sequence[int],
+    *,
+    corrective_click: CorrectiveClick,
+    corrections: int = 2,
+    feed_logits: bool = False,
+    enough_iou: float = 1.0,
+) -> Iterator[list[Turn]]:
+    """Corrective clicks after the first answers for some objects of one image.
+
+    An object that is good enough, or with nothing left to click on, keeps its last answer.
+
+    Args:
+        answerer: Who is asked.
+        embedding: Of the image, made by it.
+        turns: The first answers, one per object, see ``ask``.
+        truths: One annotated mask per object, [H, W] bool.
+        seeds: One per object, for drawing its clicks.
+        corrective_click: How the next click is found.
+        corrections: How many rounds follow the first.
+        feed_logits: Whether each answer's logits are the mask input of the next round.
+        enough_iou: From this IoU on an object gets no further click.
+
+    Yields:
+        ``corrections + 1`` rounds with one turn per object, the first being ``turns``.
+    """
+    yield turns
+    for number in range(1, corrections + 1):
+        asked: dict[int, Prompt] = {}
+        for index, (turn, truth) in enumerate(zip(turns, truths, strict=True)):
+            if enough_iou < 1 and mask_iou(turn.mask, truth) >= enough_iou:
+                continue
+            clicked = turn.prompt.point_coords
+            click = corrective_click(turn.mask, truth, seed_of(seeds[index], number), clicked)
+            if click is not None:
+                asked[index] = with_click(turn, click, feed_logits=feed_logits)
+        answered = dict(zip(asked, ask(answerer, embedding, list(asked.values())), strict=True))
+        turns = [answered.get(index, turn) for index, turn in enumerate(turns)]
+        yield turns

@@ -10,15 +10,17 @@ Place: between the data folders and ``prompt_sampling.py``. Composed scenes come
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from distillation import coco
+from distillation.coco_masks import mask_to_coco_rle
 
 RESERVED_SETS = frozenset({"dsb2018_nuclei", "seedling_plants"})
 """Never trained on: the unseen domains on which training on a project's own labels is shown."""
@@ -48,42 +50,45 @@ class Crop:
     """[S, S, 3] uint8 RGB; padding holds the normalisation's mean colour."""
     masks: np.ndarray
     """[K, S, S] uint8, 0 or 255; K may be 0."""
+    valid: np.ndarray | None = None
+    """[S, S] uint8, 255 where there is image, 0 where there is padding; None: all image."""
 
 
 def load_set(folder: Path, *, max_side: int, validation: bool = False) -> list[LabelledImage]:
     """The training (or validation) half of one data set.
 
     Args:
-        folder: Holds ``annotations.json`` (COCO, RLE masks) and ``images/``.
+        folder: Holds ``annotations.json`` (COCO or LVIS) and ``images/``; crowds are left out.
         max_side: Photos are kept at this long side at most, in pixels.
         validation: Images whose id is divisible by 10 instead of all others.
+
+    Raises:
+        RunError: Something is wrong with the annotations, an image or a mask, by file and reason.
     """
-    coco = json.loads((folder / "annotations.json").read_text())
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in coco["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    annotated = coco.load_set(folder.name, folder / "annotations.json", folder / "images")
+    findings = list(annotated.findings)
     loaded = []
-    for record in coco["images"]:
-        annotations = by_image.get(record["id"], [])
-        if (record["id"] % 10 == 0) != validation or not annotations:
+    for image in annotated.images:
+        kept = tuple(instance for instance in image.instances if not instance.is_crowd)
+        if (image.image_id % 10 == 0) != validation or not kept:
             continue
-        bgr = cv2.imread(str(folder / "images" / record["file_name"]), cv2.IMREAD_COLOR)
-        loaded.append(_shrink(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), annotations, max_side))
+        pixels, masks, found = coco.decode_image(replace(image, instances=kept))
+        findings += found
+        if pixels is not None and not found:
+            loaded.append(_shrink(pixels, masks, max_side))
+    coco.refuse(findings)
     return loaded
 
 
-def _shrink(
-    image: np.ndarray, annotations: Sequence[dict[str, Any]], max_side: int
-) -> LabelledImage:
+def _shrink(image: np.ndarray, masks: Sequence[np.ndarray], max_side: int) -> LabelledImage:
     scale = min(1.0, max_side / max(image.shape[:2]))
-    if scale == 1.0:
-        rles = [a["segmentation"] for a in annotations]
-    else:
+    if scale < 1.0:
         size_wh = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-        masks = [coco_mask.decode(a["segmentation"]) for a in annotations]
-        small = [cv2.resize(m * 255, size_wh, interpolation=cv2.INTER_AREA) > 127 for m in masks]
-        rles = [coco_mask.encode(np.asfortranarray(m.astype(np.uint8))) for m in small if m.any()]
+        large = [mask.astype(np.uint8) * 255 for mask in masks]
+        small = [cv2.resize(mask, size_wh, interpolation=cv2.INTER_AREA) > 127 for mask in large]
+        masks = [mask for mask in small if mask.any()]
         image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    rles = [mask_to_coco_rle(mask) for mask in masks]
     boxes = np.array([coco_mask.toBbox(rle) for rle in rles], np.float32).reshape(-1, 4)
     areas = np.array([coco_mask.area(rle) for rle in rles], np.float32)
     return LabelledImage(image, tuple(rles), boxes, areas)
@@ -142,7 +147,9 @@ def draw_crop(
     sharp = np.array([m > 127 for m in masks], bool).reshape(-1, size, size)
     floor = 0.5 * min_area * size**2
     sharp = sharp[sharp.sum(axis=(1, 2)) >= max(floor, 12)]
-    return Crop(image, sharp.astype(np.uint8) * 255)
+    everywhere = np.full((height, width), 255, np.uint8)
+    valid = _warp(everywhere, window, scale, size, shrink, border=0)
+    return Crop(image, sharp.astype(np.uint8) * 255, valid)
 
 
 def _window(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.ndarray:

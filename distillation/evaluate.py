@@ -1,17 +1,22 @@
-"""How good the masks are: mean IoU of the bundle that is served, beside what has learned nothing.
+"""How good the masks are: the bundle that is served, beside what has learned nothing.
 
-    python -m distillation.evaluate BUNDLE DATASET [--ids odd] [--baselines] [--out DIR]
+    python -m distillation.evaluate BUNDLE DATASET [IMAGES] [--ids odd] [--baselines] [--out DIR]
 
-Every object is asked for by its box and by one click in its middle, then gets up to two corrective
-clicks after either. Masks are compared at the image's own size, after candidate choice and speck
-removal, as a person would have got them. ``DATASET`` is a set (``annotations.json`` and
-``images/``), a folder of sets, or an annotation file. Choose between runs with ``--ids even``,
-report ``--ids odd``.
+Every object is asked for by its box, by a click in its middle and by a click anywhere on it, then
+gets up to two corrective clicks after each (``measuring.py``). ``DATASET`` is a COCO or LVIS file
+whose images lie in ``IMAGES``, a set (``annotations.json`` and ``images/``), or a folder of sets.
+Choose between runs with ``--ids even``, report ``--ids odd``. Every object of a data set, as in the
+paper: ``--per-image 0 --min-area 0``.
 
-With ``--mask-input`` everything is asked a second time with the earlier logits as mask input, which
-decides whether the bundle's manifest may say ``refines_with_mask_input``.
+    --protocol paper sam   both rules for finding clicks (``prompt_points.py``)
+    --mask-input           everything again with the earlier logits as mask input, which decides
+                           whether the bundle's manifest may say ``refines_with_mask_input``
+    --noc                  clicks needed for 85 and 90 % IoU, at most 20; takes a few times longer
+    --boxes FILE           mask AP from a detector's boxes (``coco_ap.py``), one set only
+    --rules                which of the four masks one click should be answered with
 
-Paper: EdgeSAM (arXiv 2312.06660), section 4.1 (boxes, centre points, refinement by clicks).
+With ``--out``: scores.json (settings, means, every single score), scores.md, two plots and the
+worst cases as picture sheets.
 """
 
 from __future__ import annotations
@@ -19,204 +24,194 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distillation.annotated_images import MIN_AREA_PX, AnnotatedImage, annotated_images
+from distillation.annotated_images import MIN_AREA_PX, choose_images, images_of_half
 from distillation.baseline_scores import BaselineScores
-from distillation.click_rounds import Answerer, box_prompt, click_prompt, play_rounds
+from distillation.click_rounds import Answerer
+from distillation.coco import decode_image, find_sets, load_set, refuse
+from distillation.coco_ap import ap_to_markdown, load_detections, mask_ap
+from distillation.instances import AnnotatedSet
+from distillation.measuring import BY_RULE, WITH_LOGITS, EvaluationConfig, evaluate
 from distillation.metrics import (
+    COLUMNS,
+    STARTS,
     Score,
+    by_coco_size,
+    by_share,
+    clicks_needed,
+    clicks_to_markdown,
     instance_counts,
-    mask_iou,
+    mean_iou_after_clicks,
     mean_ious,
     mean_ious_by_set,
     refines_with_mask_input,
     to_markdown,
 )
-from distillation.prompt_points import CORRECTIVE_CLICKS, centre_click, seed_of
+from distillation.plots import save_plots
+from distillation.prompt_points import PROTOCOLS
 from distillation.worst_cases import WorstCases
-from edgesam_core.arrays import ImageRGB, Mask
 from edgesam_core.bundle import Bundle
-from edgesam_core.errors import EdgeSamError
+from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.segmenter import Segmenter
 
-logger = logging.getLogger(__name__)
+__all__ = ["EvaluationConfig", "evaluate", "main", "report"]
 
-WITH_LOGITS = ", earlier logits as mask input"
-"""Ending of the method's name where logits were fed back."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is asked."""
-
-    corrective_click: str = "wrong-pixel"
-    """How the next click is found, see ``prompt_points.CORRECTIVE_CLICKS``."""
-    corrections: int = 2
-    """Corrective clicks after the first prompt."""
-    mask_input: bool = False
-    """Whether to ask everything again with the earlier logits as mask input."""
+COUNTED_IOUS = (85, 90)
+"""Per cent, for which clicks are counted."""
 
 
-def evaluate(
-    answerer: Answerer | None,
-    images: Iterable[AnnotatedImage],
-    *,
-    method: str = "model",
-    config: EvaluationConfig | None = None,
-    baselines: BaselineScores | None = None,
-    worst: WorstCases | None = None,
-) -> list[Score]:
-    """Scores of one answerer, and of the baselines if asked for.
-
-    Args:
-        answerer: A ``Segmenter``, or a network in training behind the same two methods; None
-            measures the baselines alone.
-        images: From ``annotated_images``.
-        method: What the answerer is called in the table.
-        config: What is asked; the paper's protocol if None.
-        baselines: Measured on the same objects.
-        worst: Gets every answer to a box, a click, and two clicks.
-
-    Raises:
-        RunError: An image or mask that cannot be used, by name.
-    """
-    config = config or EvaluationConfig()
-    scores: list[Score] = []
-    for annotated in images:
-        image = annotated.read()
-        truths = [instance.mask() for instance in annotated.instances]
-        if answerer is not None:
-            scores += _answer_scores(answerer, annotated, image, truths, method, config, worst)
-        if baselines is not None:
-            scores += baselines.measure(annotated, image, truths)
-        logger.info("%s, image %d", annotated.set_name, annotated.image_id)
-    return scores
-
-
-def _answer_scores(
-    answerer: Answerer,
-    annotated: AnnotatedImage,
-    image: ImageRGB,
-    truths: Sequence[Mask],
-    method: str,
-    config: EvaluationConfig,
-    worst: WorstCases | None,
-) -> Iterator[Score]:
-    """All scores of one image: the encoder runs once, all its objects are asked together."""
-    embedding = answerer.embed(image)
-    firsts = {
-        "box": [box_prompt(instance.box_xyxy) for instance in annotated.instances],
-        "click": [click_prompt(centre_click(truth)) for truth in truths],
-    }
-    for start, first in firsts.items():
-        for feed_logits in (False, True) if config.mask_input else (False,):
-            rounds = play_rounds(
-                answerer,
-                embedding,
-                first,
-                truths,
-                [seed_of(annotated.set_name, i.annotation_id) for i in annotated.instances],
-                corrective_click=CORRECTIVE_CLICKS[config.corrective_click],
-                corrections=config.corrections,
-                feed_logits=feed_logits,
-            )
-            name = method + WITH_LOGITS if feed_logits else method
-            for number, turns in enumerate(rounds):
-                column = f"{start}+{number}" if number else start
-                for instance, turn, truth in zip(annotated.instances, turns, truths, strict=True):
-                    iou = mask_iou(turn.mask, truth)
-                    yield Score(
-                        annotated.set_name,
-                        annotated.image_id,
-                        instance.annotation_id,
-                        int(truth.sum()),
-                        name,
-                        column,
-                        iou,
-                    )
-                    if worst is not None and not feed_logits and column in SHOWN_COLUMNS:
-                        label = f"{annotated.set_name} {instance.annotation_id}"
-                        worst.offer(column, iou, image, turn, truth, label)
-
-
-SHOWN_COLUMNS = ("box", "click", "click+2")
-"""Columns that get a sheet of worst cases."""
-
-
-def report(scores: Sequence[Score], method: str, settings: dict[str, Any]) -> dict[str, Any]:
+def report(scores: Sequence[Score], settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, ready for JSON: settings, means, and every single score."""
-    means = mean_ious(scores)
+    plain = [score for score in scores if score.column in COLUMNS]
     result: dict[str, Any] = {
         "settings": settings,
         "counts": instance_counts(scores),
-        "miou_percent": mean_ious_by_set(scores),
+        "miou_percent": mean_ious_by_set(plain),
+        "miou_percent_by_coco_size": _by_size(by_coco_size(plain)),
+        "miou_percent_by_share_of_image": _by_size(by_share(plain)),
     }
-    if method + WITH_LOGITS in means:
-        without, with_logits = means[method], means[method + WITH_LOGITS]
-        result["refines_with_mask_input"] = refines_with_mask_input(without, with_logits)
+    means = mean_ious(plain)
+    pairs = [(row, means.get(name + WITH_LOGITS)) for name, row in means.items()]
+    decisive = [(without, fed) for without, fed in pairs if fed is not None]
+    if decisive:
+        result["refines_with_mask_input"] = all(refines_with_mask_input(*two) for two in decisive)
+    if after_clicks := mean_iou_after_clicks(scores):
+        result["miou_percent_after_clicks"] = after_clicks
+        result["clicks_needed"] = {
+            str(percent): clicks_needed(scores, percent / 100) for percent in COUNTED_IOUS
+        }
+    by_rule = mean_ious(score for score in scores if score.column.endswith(BY_RULE))
+    if by_rule:
+        result["miou_percent_by_candidate_rule"] = by_rule
     result["scores"] = [asdict(score) for score in scores]
     return result
+
+
+def _by_size(groups: dict[str, list[Score]]) -> dict[str, Any]:
+    return {
+        name: {"objects": instance_counts(group)["all"], "miou_percent": mean_ious(group)}
+        for name, group in groups.items()
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The measured tables as Markdown: a row for every method."""
+    parts = [to_markdown(result["miou_percent"], result["counts"])]
+    if "clicks_needed" in result:
+        parts.append(clicks_to_markdown(result["clicks_needed"]))
+    if "mask_ap_percent" in result:
+        parts.append(ap_to_markdown(result["mask_ap_percent"], result["settings"]["method"]))
+    if "miou_percent_by_candidate_rule" in result:
+        rows = result["miou_percent_by_candidate_rule"]
+        columns = list(next(iter(rows.values())))
+        lines = [f"| mask chosen by | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+        lines += [
+            f"| {rule} | {' | '.join(f'{row[column]:.1f}' for column in columns)} |"
+            for rule, row in rows.items()
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 when everything was measured."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
-    config = EvaluationConfig(options.clicks, mask_input=options.mask_input)
-    out_dir: Path | None = options.out
-    worst = WorstCases() if out_dir else None
-    started = time.monotonic()
+    worst = WorstCases() if options.out else None
     try:
-        answerer, method = None, "none"
-        if options.bundle != "none":
-            bundle = Bundle.open(Path(options.bundle))
-            answerer = Segmenter(bundle, threads=options.threads)
-            method = f"{bundle.manifest.name} {bundle.manifest.version}"
-        images = annotated_images(
-            options.dataset,
-            options.images,
-            half=options.ids,
-            per_image=options.per_image,
-            limit=options.limit,
-        )
-        baselines = BaselineScores(options.baseline_cache) if options.baselines else None
-        scores = evaluate(
-            answerer, images, method=method, config=config, baselines=baselines, worst=worst
-        )
+        result, scores = _measure(options, worst)
     except EdgeSamError as exc:
         print(exc.sentence, file=sys.stderr)
         return 1
+    table = tables(result)
+    print(table)
+    if "refines_with_mask_input" in result:
+        print("refines_with_mask_input:", str(result["refines_with_mask_input"]).lower())
+    if worst is not None:
+        folder: Path = options.out
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scores.json").write_text(_as_json(result))
+        (folder / "scores.md").write_text(table)
+        save_plots(scores, folder)
+        worst.save(folder)
+    return 0
+
+
+def _measure(
+    options: argparse.Namespace, worst: WorstCases | None
+) -> tuple[dict[str, Any], list[Score]]:
+    """Everything that the command line asks for; what cannot be used is refused before."""
+    started = time.monotonic()
+    config = EvaluationConfig(
+        starts=tuple(options.starts),
+        protocols=tuple(options.protocol),
+        mask_input=options.mask_input,
+        count_clicks=options.noc,
+        candidate_rules=options.rules,
+    )
+    answerer, method = None, "none"
+    if options.bundle != "none":
+        bundle = Bundle.open(Path(options.bundle))
+        answerer = Segmenter(bundle, threads=options.threads)
+        method = f"{bundle.manifest.name} {bundle.manifest.version}"
+    choice = {
+        "half": options.ids,
+        "per_image": options.per_image or None,
+        "limit": options.limit,
+        "min_area_px": options.min_area,
+    }
+    sets = [load_set(*where) for where in find_sets(options.dataset, options.images)]
+    refuse([finding for annotated in sets for finding in annotated.findings])
+    images = [image for annotated in sets for image in choose_images(annotated, **choice)]
+    refuse([finding for image in images for finding in decode_image(image)[2]])
+    ap = _measure_ap(options, sets, answerer) if options.boxes else None
+    baselines = BaselineScores(options.baseline_cache) if options.baselines else None
+    scores = evaluate(
+        answerer, images, method=method, config=config, baselines=baselines, worst=worst
+    )
     if not scores:
-        print("Nothing was measured: no image fits, or nobody was asked.", file=sys.stderr)
-        return 1
+        raise RunError("Nothing was measured: no image fits, or nobody was asked.")
     settings = {
         "method": method,
         "dataset": options.dataset.resolve().name,
         "ids": options.ids,
-        "per_image": options.per_image,
-        "limit": options.limit,
-        "min_area_px": MIN_AREA_PX,
+        **{key: value for key, value in choice.items() if key != "half"},
         **asdict(config),
         "seconds": round(time.monotonic() - started),
     }
-    result = report(scores, method, settings)
-    table = to_markdown(result["miou_percent"], result["counts"])
-    print(table)
-    if "refines_with_mask_input" in result:
-        print("refines_with_mask_input:", str(result["refines_with_mask_input"]).lower())
-    if out_dir:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out_dir / "scores.md").write_text(table)
-        assert worst is not None
-        worst.save(out_dir)
-    return 0
+    result = report(scores, settings)
+    if ap is not None:
+        result["mask_ap_percent"] = ap
+    return result, scores
+
+
+def _measure_ap(
+    options: argparse.Namespace, sets: Sequence[AnnotatedSet], answerer: Answerer | None
+) -> dict[str, float]:
+    if len(sets) != 1 or answerer is None:
+        raise RunError("A detector's boxes are of one data set: name that, and a bundle.")
+    (annotated,) = sets
+    detections = load_detections(options.boxes, annotated)
+    images = list(images_of_half(annotated, half=options.ids, limit=options.limit))
+    refuse([finding for image in images for finding in decode_image(image)[2]])
+    return mask_ap(answerer, annotated, images, detections)
+
+
+def _as_json(result: dict[str, Any]) -> str:
+    """Indented, but with each of the many scores on a line of its own; NaN is null."""
+    rest = {key: value for key, value in result.items() if key != "scores"}
+    if "mask_ap_percent" in rest:
+        ap = rest["mask_ap_percent"]
+        rest["mask_ap_percent"] = {k: None if math.isnan(v) else v for k, v in ap.items()}
+    lines = ",\n  ".join(json.dumps(score) for score in result["scores"])
+    return f'{json.dumps(rest, indent=1)[:-2]},\n "scores": [\n  {lines}\n ]\n}}\n'
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,14 +220,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", help="folder of a bundle, or 'none' for the baselines alone")
-    add("dataset", type=Path, help="set, folder of sets, or annotation file")
-    add("--images", type=Path, help="where the images lie, if not in images/ beside the file")
-    add("--out", type=Path, help="folder for scores.json, scores.md and the worst cases")
+    add("dataset", type=Path, help="COCO or LVIS file, set, or folder of sets")
+    add("images", type=Path, nargs="?", help="where the images lie, if not in images/ beside it")
+    add("--out", type=Path, help="folder for scores.json, scores.md, plots and the worst cases")
     add("--ids", choices=("even", "odd", "all"), default="all", help="which image ids")
-    add("--per-image", type=int, default=4, help="objects per image (lowest annotation ids)")
+    add("--per-image", type=int, default=4, help="objects per image (lowest ids first); 0: all")
+    add("--min-area", type=int, default=MIN_AREA_PX, help="smaller objects are left out, in px")
     add("--limit", type=int, help="at most so many images of each set")
-    add("--clicks", choices=tuple(CORRECTIVE_CLICKS), default="wrong-pixel")
+    add("--starts", nargs="+", choices=STARTS, default=STARTS, help="first prompts")
+    add("--protocol", nargs="+", choices=tuple(PROTOCOLS), default=("paper",), help="whose clicks")
     add("--mask-input", action="store_true", help="ask again with the earlier logits fed back")
+    add("--noc", action="store_true", help="count clicks until 85 and 90 %% IoU")
+    add("--rules", action="store_true", help="compare rules for choosing one of the four masks")
+    add("--boxes", type=Path, help="a detector's boxes (COCO result format), for mask AP")
     add("--baselines", action="store_true", help="box, ellipse and GrabCut in the same table")
     add("--baseline-cache", type=Path, help="file that remembers the baselines' scores")
     add("--threads", type=int, help="threads of ONNX Runtime; all processors if not given")

@@ -1,18 +1,127 @@
-"""What a predicted mask is measured by while learning.
+"""What a student is measured by while learning.
+
+Two families. With a network as the teacher, the published losses: squared error between embeddings
+(stage 1), and BCE 5 + Dice 5 on the teacher's masks (stage 2). With masks as the only teacher, the
+ones further down: objects there run from specks to half an image, and a plain mean over all pixels
+let every mask collapse to empty, so that BCE is averaged inside and outside a neighbourhood of the
+object separately, which makes it independent of the object's size.
 
 Targets are soft: the share of each low-res cell that the object covers, so that the zero crossing
 of the up-scaled logits can lie between cells.
 
-Source: EdgeSAM (arXiv 2312.06660) uses BCE 5 + Dice 5 on the teacher's thresholded logits. With
-masks as the only teacher and objects from specks to half an image, a plain mean over all pixels let
-every mask collapse to empty; here BCE is averaged inside and outside a neighbourhood of the object
-separately, which makes it independent of the object's size.
+Papers: EdgeSAM (arXiv 2312.06660), section 3; TinySAM (arXiv 2312.13789) for hard-mask weighting.
 """
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+
+MASK_WEIGHT = 5.0
+"""Of BCE and of Dice alike. Source: EdgeSAM's stage-2 configuration."""
+
+
+def embedding_loss(
+    student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """Squared error between embeddings where the image is, stage 1's whole loss.
+
+    Args:
+        student: [I, 256, s, s].
+        teacher: The same shape.
+        valid: [I, s, s], 1 for cells of the image, 0 for padding; at least one cell of each image.
+
+    Returns:
+        A scalar: the mean over channels, then over an image's valid cells, then over images, so
+        that a narrow image counts as much as a square one.
+
+    Source:
+        EdgeSAM's stage-1 code, which divides each image's error by the cells of every image of the
+        batch in turn (a broadcast that was not meant); equal where all have one shape. Its
+        channel-wise KL and correlation losses, off there, are left out.
+    """
+    error = (student - teacher).square().mean(dim=1)  # [I, s, s]
+    return ((error * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))).mean()
+
+
+def distillation_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    rounds: int,
+    hardness: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Stage 2's loss of one decoding round; the step's is the sum over its rounds.
+
+    Args:
+        logits: [B, M, h, w], as many of the student's masks as the teacher answered with.
+        targets: [B, M, h, w], the teacher's masks, 0 to 1.
+        valid: [B, 1, h, w], share of each cell that is image and not padding.
+        rounds: Decoding rounds of the step, by which the loss is divided.
+        hardness: [B, M] from ``mask_hardness``, or None to count every mask alike.
+
+    Returns:
+        A scalar.
+
+    Source:
+        The code averages a prompt's BCE over its masks and pixels together. All masks of a prompt
+        have the same pixels, so this is the mean over masks of ``valid_bce``.
+    """
+    per_mask = valid_bce(logits, targets, valid) + valid_dice(logits, targets, valid)  # [B, M]
+    if hardness is not None:
+        per_mask = per_mask * hardness
+    return MASK_WEIGHT / rounds * per_mask.mean()
+
+
+def valid_bce(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, averaged over the image without its padding: [B, M].
+
+    Source: the code takes it from sigmoid outputs, which in fp32 are exactly 1 from a logit of 17
+    on: a confident mistake then teaches nothing. From logits the values are the same elsewhere.
+    """
+    bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (bce * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1))
+
+
+def valid_dice(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """1 - Dice of the image without its padding: [B, M].
+
+    Source: the code weighs both sides, so a border cell counts with its square in the overlap.
+    """
+    probability, wanted = logits.sigmoid() * valid, targets * valid
+    overlap = (probability * wanted).sum(dim=(-2, -1))
+    total = probability.sum(dim=(-2, -1)) + wanted.sum(dim=(-2, -1))
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def mask_hardness(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """How far the student lags behind its teacher, as a weight for each mask: [B, M], no gradient.
+
+    0.5 where both are as good; near 1 where the teacher finds the object and the student does not;
+    down to 0.27 where the teacher itself is wrong and the student is not.
+
+    Args:
+        logits: [B, M, h, w], the student's.
+        targets: [B, M, h, w], the teacher's masks.
+        masks: [B, h, w], what is really there; the teacher's own best mask where nobody knows.
+
+    Source:
+        TinySAM, "Hard mask weighting": sigmoid(IoU(teacher, truth) / (IoU(student, truth) + eps)
+        - 1); eps is ours, for a student that found nothing.
+    """
+    truth = masks[:, None]
+    teacher_iou = soft_iou(targets - 0.5, truth)
+    return torch.sigmoid(teacher_iou / (soft_iou(logits, truth) + 1e-6) - 1)
+
+
+def iou_token_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared error between both networks' IoU predictions [B, M]: a scalar.
+
+    Source: EdgeSAM leaves the IoU token out; its head gets no gradient, and keeps SAM's weights
+    under a transformer that moved away from them.
+    """
+    return (student - teacher).square().mean()
 
 
 def dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,30 @@
 """Clicks as a measuring person would make them: in the middle, then where the mask is wrong.
 
 Deterministic, at the original size, in NumPy and OpenCV. The training draws its clicks elsewhere
-(``prompt_sampling.py``, on the device).
+(``prompt_sampling.py``, on the device). Two published protocols:
+
+- "paper", EdgeSAM's: the first click at the arg-max of kornia's distance transform, further ones
+  anywhere among the wrong pixels of a 256 x 256 frame, all equally likely.
+- "sam", Segment Anything's, which is that of RITM: every click as far from the border as possible,
+  first of the object, then of the error. The click does not depend on luck, and helps more.
 
 A click is at the centre of its pixel: pixel (column 3, row 5) is clicked at (3.5, 5.5) in a frame
 whose origin is the corner of the image. The official evaluation sends (3, 5), half a pixel beside
-it.
+it, or up to one and a half pixels beside it for further clicks (the corner of a cell of the 256
+frame); and it compares with a ground truth that has grown at its borders on the way to 256 and
+back. Neither is repeated here (REFERENCE.md, section 11).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from edgesam_core.arrays import Mask
+from edgesam_core.arrays import Mask, PointCoords
 
 Click = tuple[float, float, int]
 """(x, y, label): pixels of the original image; label 1 positive, 0 negative."""
@@ -73,12 +81,49 @@ def centre_click(mask: Mask) -> Click:
     return column + 0.5, row + 0.5, 1
 
 
+def farthest_pixel(mask: Mask) -> tuple[int, int, float]:
+    """The pixel of a mask with the largest Euclidean distance to everything that is not mask.
+
+    What lies outside the image counts as not mask. Of several the first in reading order.
+
+    Args:
+        mask: [H, W] bool with at least one pixel.
+
+    Returns:
+        (column, row, distance in pixels).
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    framed = np.pad(mask[y : y + height, x : x + width], 1).astype(np.uint8)
+    distance = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    row, column = np.unravel_index(np.argmax(distance), distance.shape)
+    return x + int(column) - 1, y + int(row) - 1, float(distance[row, column])
+
+
+def farthest_click(mask: Mask) -> Click:
+    """One positive click as far from the border of a mask ([H, W] bool, not empty) as possible."""
+    column, row, _ = farthest_pixel(mask)
+    return column + 0.5, row + 0.5, 1
+
+
+def random_click(mask: Mask, seed: int) -> Click:
+    """One positive click on any pixel of a mask ([H, W] bool, not empty), all equally likely.
+
+    Source:
+        Segment Anything (arXiv 2304.02643), appendix D.1: the more challenging first point.
+    """
+    pixels = np.flatnonzero(mask)
+    row, column = divmod(int(np.random.default_rng(seed).choice(pixels)), mask.shape[1])
+    return column + 0.5, row + 0.5, 1
+
+
 def seed_of(*names: object) -> int:
     """A seed that depends on what is clicked only, so that every run meets the same luck."""
     return zlib.crc32("/".join(map(str, names)).encode())
 
 
-def wrong_pixel_click(prediction: Mask, truth: Mask, seed: int) -> Click | None:
+def wrong_pixel_click(
+    prediction: Mask, truth: Mask, seed: int, clicked: PointCoords | None = None
+) -> Click | None:
     """A click anywhere in the wrong part, all of its places being equally likely.
 
     Prediction and truth are compared at the centres of a grid with 256 cells along the long side,
@@ -88,6 +133,7 @@ def wrong_pixel_click(prediction: Mask, truth: Mask, seed: int) -> Click | None:
         prediction: [H, W] bool.
         truth: [H, W] bool.
         seed: Which of the places.
+        clicked: Not used: a place may be drawn again.
 
     Returns:
         Positive where something is missed, negative where something was spilled; None where there
@@ -110,33 +156,49 @@ def wrong_pixel_click(prediction: Mask, truth: Mask, seed: int) -> Click | None:
     return column + 0.5, row + 0.5, int(truth[row, column])
 
 
-def middle_of_error_click(prediction: Mask, truth: Mask, seed: int = 0) -> Click | None:
+def middle_of_error_click(
+    prediction: Mask, truth: Mask, seed: int = 0, clicked: PointCoords | None = None
+) -> Click | None:
     """A click in the middle of the thickest error, as a person would make it.
 
     Args:
         prediction: [H, W] bool.
         truth: [H, W] bool.
         seed: Not used: nothing is drawn.
+        clicked: [N, 2] (x, y) of earlier clicks; their pixels are taken for right, so that no
+            place is clicked on twice.
 
     Returns:
         As ``wrong_pixel_click``; None only where nothing is wrong.
 
     Source:
-        Segment Anything (arXiv 2304.02643), section 7.1: the point farthest from the border of the
-        error region.
+        Segment Anything (arXiv 2304.02643), appendix D.1, after RITM (arXiv 2102.06583), whose
+        code also takes what is missed and what is spilled for two errors, and the thicker one.
     """
-    errors = [(truth & ~prediction, 1), (prediction & ~truth, 0)]
-    found = [(*deepest_pixel(error), label) for error, label in errors if error.any()]
+    wrong = prediction != truth
+    if clicked is not None and len(clicked):
+        wrong[clicked[:, 1].astype(int), clicked[:, 0].astype(int)] = False
+    errors = [(wrong & truth, 1), (wrong & prediction, 0)]
+    found = [(*farthest_pixel(error), label) for error, label in errors if error.any()]
     if not found:
         return None
     column, row, _, label = max(found, key=lambda pixel: pixel[2])
     return column + 0.5, row + 0.5, label
 
 
-CorrectiveClick = Callable[[Mask, Mask, int], Click | None]
+CorrectiveClick = Callable[[Mask, Mask, int, PointCoords | None], Click | None]
 
-CORRECTIVE_CLICKS: dict[str, CorrectiveClick] = {
-    "wrong-pixel": wrong_pixel_click,
-    "middle-of-error": middle_of_error_click,
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the clicks of one published evaluation are found."""
+
+    first: Callable[[Mask], Click]
+    correct: CorrectiveClick
+
+
+PROTOCOLS = {
+    "paper": Protocol(centre_click, wrong_pixel_click),
+    "sam": Protocol(farthest_click, middle_of_error_click),
 }
-"""By the name on the command line; the first is the paper's."""
+"""By the name on the command line."""

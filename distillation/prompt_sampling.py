@@ -48,13 +48,18 @@ def draw_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
         [2] float32 (x, y) in the crop's frame.
     """
     if rng.random() < 0.5:
-        padded = np.pad(np.ascontiguousarray(mask, dtype=np.uint8), 1)
-        distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
-        y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-        return np.array([x - 1, y - 1], np.float32)
+        return innermost_point(mask)
     rows, columns = np.nonzero(mask)
     i = rng.integers(len(rows))
     return np.array([columns[i], rows[i]], np.float32)
+
+
+def innermost_point(mask: np.ndarray) -> np.ndarray:
+    """The pixel of a mask that is farthest from its edge: [2] float32 (x, y)."""
+    padded = np.pad(np.ascontiguousarray(mask, dtype=np.uint8), 1)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return np.array([x - 1, y - 1], np.float32)
 
 
 def corrective_click(

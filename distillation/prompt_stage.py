@@ -1,236 +1,278 @@
-"""Prompts in the loop: click or box, then a click wherever the student is wrong.
+"""Stage 2, prompts in the loop: click or box, then a click wherever the student is wrong.
 
     python -m distillation.prompt_stage distillation/recipes/default.yaml DATA_DIR RUN_DIR
+    make train RECIPE=distillation/recipes/default.yaml DATA=DATA_DIR RUN=RUN_DIR
+    torchrun --nproc-per-node=2 -m distillation.prompt_stage RECIPE DATA_DIR RUN_DIR
 
-The student is EdgeSAM; the teacher here is the masks themselves. One step draws a batch of crops
-with several prompts each, decodes all of them in one call, and then again with one corrective click
-more; the loss is the mean over the rounds. Read from ``train`` downward.
+The same command goes on with a run that was stopped. One step draws a batch of crops with several
+prompts each, decodes all of them in one call, and then again with one corrective click more, drawn
+where the student disagrees with its teacher: a network of SAM's family, or the masks themselves.
+Read ``PromptStage.forward`` first.
 
-Paper: EdgeSAM (arXiv 2312.06660), section 3.2 and algorithm 1.
+Paper: EdgeSAM (arXiv 2312.06660), section 3.2 and algorithm 1. Where this differs from its code: a
+click lies in the middle of its cell and not in its corner, fewer wrong cells draw one
+(prompt_sampling.py), the number of rounds is drawn for each step, and earlier logits are fed back
+in some of them. With masks as the teacher the loss is another, too (losses.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import dataclasses
 import logging
-import math
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from distillation.batches import Batch, TrainingScenes
-from distillation.configs import Phase, PromptStageConfig, load_recipe, save_recipe
-from distillation.losses import mask_loss, soft_iou
+from distillation.batches import Batch, TrainingScenes, held_back_batches
+from distillation.configs import PromptStageConfig, load_recipe
+from distillation.engine import Evaluation, Stage, StepResult, fit
+from distillation.lora import add_adapters, merge_adapters
+from distillation.losses import (
+    distillation_loss,
+    iou_token_loss,
+    mask_hardness,
+    mask_loss,
+    soft_iou,
+)
+from distillation.network_input import normalise
 from distillation.prompt_sampling import corrective_click
+from distillation.sheets import Sample, draw_sheet
+from distillation.teachers import Answer, Prompts, load_teacher
+from edgesam_core.decode import Prompt
+from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
-from edgesam_core.preprocess import MEAN_RGB, STD_RGB
 
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY_S = 240
+SHEET_SAMPLES = 16
+"""Tiles of a sample sheet."""
 
 
-def train(
-    config: PromptStageConfig, data: Path, run: Path, *, init: Path | None, device: torch.device
-) -> None:
-    """Train until the recipe ends; a run folder that holds a checkpoint is continued.
+class PromptStage(Stage):
+    """The student, its teacher, and the scenes they both look at."""
 
-    Args:
-        config: The recipe.
-        data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
-        run: Receives ``checkpoint.pt``, ``student.safetensors`` (the averaged weights under their
-            official names), ``recipe.yaml`` and ``log.jsonl``.
-        init: Weights to start from instead of random ones.
-        device: Where the student learns.
+    student: EdgeSam
+
+    def __init__(self, config: PromptStageConfig, data: Path, *, init: Path | None = None) -> None:
+        """Load everything that the run needs, so that what is wrong shows before the first step.
+
+        Args:
+            config: The recipe.
+            data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
+            init: Weights to start from instead of random ones.
+
+        Raises:
+            RunError: What is wrong with data, weights or teacher, by file and reason.
+        """
+        super().__init__()
+        self.config, self.steps = config, config.steps
+        wrong = []
+        try:
+            self.teacher = build_teacher(config)
+            self.student = build_student(config, init, self.teacher)
+        except RunError as exc:
+            wrong.append(exc.sentence)
+        try:
+            self.scenes = TrainingScenes(config, data)
+        except RunError as exc:
+            wrong.append(exc.sentence)
+        if wrong:
+            raise RunError(" ".join(wrong))
+        self.held_back = held_back_batches(config, self.scenes.held_back_sets)
+
+    def forward(self, batch: Batch) -> StepResult:
+        """The loop of one step: decode, compare, click where it is wrong, decode again."""
+        embedding = self.student.encode(normalise(batch.images))
+        embedding = embedding.repeat_interleave(batch.points.shape[1], dim=0)  # [I*P, 256, s, s]
+        look = self.teacher.look(batch)
+        prompts = first_prompts(batch)
+        total = embedding.new_zeros((), dtype=torch.float32)
+        ious = []
+        for round_index in range(batch.rounds):
+            logits, iou_predictions = self.student.decode(embedding, **vars(prompts))
+            answer = look.answer(prompts)
+            with torch.autocast(logits.device.type, enabled=False):
+                logits, iou_predictions = logits.float(), iou_predictions.float()
+                several = round_index == 0 and not batch.starts_with_box
+                total = total + self.round_loss(logits, iou_predictions, answer, batch, several)
+            shown, wanted = compared_masks(logits, answer)
+            ious.append(soft_iou(shown, wanted).mean())
+            if round_index + 1 < batch.rounds:
+                prompts = self.corrected(prompts, shown, wanted, batch)
+        kind = "box" if batch.starts_with_box else "click"
+        return StepResult(total, {f"{kind}_iou": ious[0], f"{kind}_last_iou": ious[-1]})
+
+    def round_loss(
+        self,
+        logits: torch.Tensor,
+        iou_predictions: torch.Tensor,
+        answer: Answer,
+        batch: Batch,
+        several: bool,
+    ) -> torch.Tensor:
+        """A round's share of the loss; ``several``: the prompt is a single click."""
+        config, rounds = self.config, batch.rounds
+        if config.teacher == "masks":
+            targets, weight = answer.targets[:, 0], config.iou_weight
+            loss = mask_loss(logits, iou_predictions, targets, several=several, iou_weight=weight)
+            return loss / rounds
+        count = answer.targets.shape[1]  # 4 for clicks, 1 for boxes
+        logits, iou_predictions = logits[:, :count], iou_predictions[:, :count]
+        hardness = None
+        if config.hard_mask_weighting:
+            truth = batch.targets.flatten(0, 1).float() / 255
+            hardness = mask_hardness(logits, answer.targets, truth)
+        loss = distillation_loss(
+            logits, answer.targets, valid_cells(batch)[:, None], rounds=rounds, hardness=hardness
+        )
+        if config.iou_weight and answer.iou_predictions is not None:
+            iou_loss = iou_token_loss(iou_predictions, answer.iou_predictions)
+            loss = loss + config.iou_weight / rounds * iou_loss
+        return loss
+
+    def corrected(
+        self, prompts: Prompts, shown: torch.Tensor, wanted: torch.Tensor, batch: Batch
+    ) -> Prompts:
+        """The prompts with one click more, and in some rounds with the logits it corrects."""
+        shown = shown.detach()
+        inside = valid_cells(batch) > 0.5
+        click, label = corrective_click((shown > 0) & inside, (wanted > 0.5) & inside)
+        points, labels = prompts.point_coords, prompts.point_labels
+        fed_back = bool(torch.rand(()) < self.config.mask_input_share)
+        return Prompts(
+            point_coords=click if points is None else torch.cat([points, click], 1),
+            point_labels=label if labels is None else torch.cat([labels, label], 1),
+            box_xyxy=prompts.box_xyxy,
+            mask_input=shown[:, None] if fed_back else None,
+        )
+
+    def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
+        """From one worker process beside each training process."""
+        scenes = self.scenes.starting_at(first_step, rank)
+        yield from DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4)
+
+    @torch.no_grad()
+    def evaluate(self, averaged: torch.nn.Module) -> Evaluation:
+        """IoU of mask 0 on held-back images, for their boxes and for clicks in their middle."""
+        student = cast("EdgeSam", averaged)
+        device = next(student.parameters()).device
+        ious: dict[str, list[torch.Tensor]] = {"box_iou": [], "click_iou": []}
+        samples: list[Sample] = []
+        for batch in self.held_back:
+            images = normalise(batch.images.to(device))
+            embedding = student.encode(images).repeat_interleave(batch.points.shape[1], dim=0)
+            targets = batch.targets.flatten(0, 1).float() / 255
+            for name, starts_with_box in (("box_iou", True), ("click_iou", False)):
+                prompts = first_prompts(dataclasses.replace(batch, starts_with_box=starts_with_box))
+                logits, _ = student.decode(embedding, **_on(device, prompts))
+                mask_0 = logits[:, 0].float().cpu()
+                ious[name].append(soft_iou(mask_0, targets))
+                if len(samples) < SHEET_SAMPLES:
+                    samples += pick_samples(batch, mask_0, ious[name][-1], starts_with_box)
+        scores = {name: torch.cat(some).mean().item() for name, some in ious.items() if some}
+        return Evaluation(scores, draw_sheet(samples[:SHEET_SAMPLES]))
+
+    def weights(self, averaged: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Under the names of the published checkpoint, low-rank additions merged."""
+        plain = copy.deepcopy(cast("EdgeSam", averaged))
+        merge_adapters(plain)
+        return official_state_dict(plain)
+
+
+def build_teacher(config: PromptStageConfig) -> Any:
+    """The recipe's teacher.
+
+    Raises:
+        RunError: Its file cannot be read, or is no network of SAM's family.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    save_recipe(config, run / "recipe.yaml")
+    try:
+        return load_teacher(config.teacher, input_size=config.teacher_input_size)
+    except EdgeSamError as exc:
+        raise RunError(f"{config.teacher}: {exc.sentence}") from exc
+
+
+def build_student(config: PromptStageConfig, init: Path | None, teacher: Any) -> EdgeSam:
+    """The student before the first step, with what does not learn frozen.
+
+    Raises:
+        RunError: The weights are another network's, or there is no teacher to begin from.
+    """
     torch.manual_seed(config.seed)
-    student = EdgeSam(draws_prompts=config.draws_prompts).to(device)
+    student = EdgeSam(draws_prompts=config.draws_prompts, trunk=config.trunk)
     cast("Any", student).to(memory_format=torch.channels_last)
     if init is not None:
-        load_state_dict(student, read_checkpoint(init))
-    averaged = copy.deepcopy(student).eval().requires_grad_(False)
-    optimizer = build_optimizer(student, config)
-    step = resume(run, student, averaged, optimizer)
-
-    student.train()
-    started, saved, first_step = time.monotonic(), time.monotonic(), step
-    meter: dict[str, float] = {}
-    for batch in load_batches(config, data, step):
-        phase = config.phase_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        use_boxes = bool(torch.rand(()) < phase.box_share)
-        loss, ious = prompt_loop_loss(student, batch, phase, config, use_boxes, device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
-        optimizer.step()
-        step += 1
-        update_average(averaged, student, min(config.ema_decay, step / (step + 10)))
-
-        kind = "box" if use_boxes else "click"
-        values = {"loss": loss.item(), f"{kind}_iou": ious[0], f"{kind}_last_iou": ious[-1]}
-        meter |= {k: 0.98 * meter.get(k, v) + 0.02 * v for k, v in values.items()}
-        if step % 50 == 0:
-            rate = (step - first_step) / (time.monotonic() - started)
-            row = {"step": step, "size": phase.size, "steps_per_s": round(rate, 3)}
-            row |= {k: round(v, 4) for k, v in sorted(meter.items())}
-            row["eta_min"] = round((config.steps - step) / rate / 60, 1)
-            logger.info("%s", row)
-            with (run / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-        if time.monotonic() - saved > SAVE_EVERY_S or step == config.steps:
-            save(run, step, student, averaged, optimizer)
-            saved = time.monotonic()
-
-
-def prompt_loop_loss(
-    student: EdgeSam,
-    batch: Batch,
-    phase: Phase,
-    config: PromptStageConfig,
-    use_boxes: bool,
-    device: torch.device,
-) -> tuple[torch.Tensor, list[float]]:
-    """The loop of one step: decode, compare, click where it is wrong, decode again.
-
-    Returns:
-        The mean loss over the rounds, and the mean IoU of mask 0 after each round.
-    """
-    images = normalise(batch.images.to(device))
-    reduced = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    with reduced:
-        embedding = student.encode(images)
-    embedding = embedding.repeat_interleave(phase.prompts, dim=0)  # [I*P, 256, s, s]
-    targets = batch.targets.to(device).flatten(0, 1).float() / 255  # [I*P, S/4, S/4]
-    boxes = batch.boxes.to(device).flatten(0, 1) if use_boxes else None
-    points = labels = mask_input = None
-    if not use_boxes:
-        points = batch.points.to(device).flatten(0, 1)[:, None]  # [I*P, 1, 2]
-        labels = points.new_ones(len(points), 1)
-
-    total = images.new_zeros(())
-    ious = []
-    rounds = int(torch.randint(1, phase.rounds + 1, ()))
-    for round_index in range(rounds):
-        with reduced:
-            logits, iou_predictions = student.decode(
-                embedding,
-                point_coords=points,
-                point_labels=labels,
-                box_xyxy=boxes,
-                mask_input=mask_input,
-            )
-        logits, iou_predictions = logits.float(), iou_predictions.float()
-        several = round_index == 0 and not use_boxes
-        total = total + mask_loss(
-            logits, iou_predictions, targets, several=several, iou_weight=config.iou_weight
+        try:
+            load_state_dict(student, read_checkpoint(init))
+        except EdgeSamError as exc:
+            raise RunError(f"{init}: {exc.sentence}") from exc
+    if config.starts_from_teacher:
+        student.prompt_encoder.load_state_dict(teacher.network.prompt_encoder.state_dict())
+        student.mask_decoder.load_state_dict(teacher.network.mask_decoder.state_dict())
+    elif init is None and (config.prompt_encoder, config.decoder) != ("trained", "trained"):
+        raise RunError(
+            "prompt_encoder and decoder: what is not trained needs weights. Name some with --init, "
+            "or let it begin as a teacher's (starts_from_teacher)."
         )
-        ious.append(soft_iou(logits[:, 0], targets).mean().item())
-        if round_index + 1 < rounds:
-            shown = logits[:, :1].detach()
-            click, label = corrective_click(shown[:, 0] > 0, targets > 0.5)
-            points = click if points is None else torch.cat([points, click], 1)
-            labels = label if labels is None else torch.cat([labels, label], 1)
-            fed_back = bool(torch.rand(()) < config.mask_input_share)
-            mask_input = shown if fed_back else None
-    return total / rounds, ious
+    student.prompt_encoder.requires_grad_(config.prompt_encoder == "trained")
+    student.mask_decoder.requires_grad_(config.decoder == "trained")
+    if config.decoder == "lora":
+        add_adapters(student, rank=config.lora_rank)
+    return student
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """[I, 3, S, S] uint8 -> float32 by the reference's mean and deviation, channels last."""
-    mean = torch.from_numpy(MEAN_RGB).to(images.device).reshape(1, 3, 1, 1)
-    std = torch.from_numpy(STD_RGB).to(images.device).reshape(1, 3, 1, 1)
-    return ((images.float() - mean) / std).to(memory_format=torch.channels_last)
+def first_prompts(batch: Batch) -> Prompts:
+    """The boxes, or one click each, of all I images one after the other."""
+    if batch.starts_with_box:
+        return Prompts(box_xyxy=batch.boxes.flatten(0, 1))
+    points = batch.points.flatten(0, 1)[:, None]  # [I*P, 1, 2]
+    return Prompts(point_coords=points, point_labels=points.new_ones(len(points), 1))
 
 
-def load_batches(config: PromptStageConfig, data: Path, step: int) -> Iterator[Batch]:
-    """Batches from one worker process on a CPU machine; each step's depends on seed and step."""
-    scenes = TrainingScenes(config, data, start_step=step)
-    yield from DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4)
+def compared_masks(logits: torch.Tensor, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each prompt's masks the one that the next click corrects: both [B, h, w]."""
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, answer.compared], answer.targets[rows, answer.compared]
 
 
-def build_optimizer(student: EdgeSam, config: PromptStageConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only. The positional frequencies are a buffer."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in student.named_parameters():
-        is_matrix = parameter.ndim > 1 and "embed" not in name and "token.weight" not in name
-        (decayed if is_matrix and "tokens.weight" not in name else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+def valid_cells(batch: Batch) -> torch.Tensor:
+    """[I*P, S/4, S/4], the share of each cell that is image, for every prompt."""
+    return (batch.valid.float() / 255).repeat_interleave(batch.points.shape[1], dim=0)
 
 
-def learning_rate(config: PromptStageConfig, step: int) -> float:
-    """Linear warm-up, a plateau, and half a cosine down to a hundredth of the peak.
-
-    The plateau ends ``decay_steps`` before the recipe does, so a run that was on it can be given
-    more steps without having wasted a decay.
-    """
-    warm = min(1.0, (step + 1) / config.warmup_steps)
-    left = min(1.0, (config.steps - step) / max(1, config.decay_steps))
-    cosine = 0.5 * (1 - math.cos(math.pi * left))
-    return config.learning_rate * warm * (0.01 + 0.99 * cosine)
+def _on(device: torch.device, prompts: Prompts) -> dict[str, Any]:
+    return {name: v.to(device) for name, v in vars(prompts).items() if v is not None}
 
 
-@torch.no_grad()
-def update_average(averaged: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the average a little towards the student, BatchNorm's statistics included."""
-    for mean, new in zip(
-        averaged.state_dict().values(), student.state_dict().values(), strict=True
-    ):
-        if mean.dtype.is_floating_point:
-            mean.lerp_(new, 1 - decay)
-        else:
-            mean.copy_(new)
+def pick_samples(
+    batch: Batch, mask_0: torch.Tensor, ious: torch.Tensor, starts_with_box: bool
+) -> list[Sample]:
+    """The first prompt of the first four images, as tiles for a sheet."""
+    prompts, size = batch.points.shape[1], batch.images.shape[-1]
+    samples = []
+    for i in range(min(4, len(batch.images))):
+        shown = batch.points[i, 0].numpy()
+        prompt = (
+            Prompt(box_xyxy=batch.boxes[i, 0].numpy())
+            if starts_with_box
+            else Prompt(shown[None], np.ones(1, np.float32))
+        )
+        both = torch.stack([mask_0[i * prompts], batch.targets[i, 0].float() / 255 - 0.5])
+        large = F.interpolate(both[None], size=(size, size), mode="bilinear")[0] > 0
+        image = batch.images[i].permute(1, 2, 0).contiguous().numpy()
+        caption = f"{'box' if starts_with_box else 'click'}, IoU {ious[i * prompts]:.2f}"
+        samples.append(Sample(image, prompt, large[0].numpy(), large[1].numpy(), caption))
+    return samples
 
 
-def save(
-    run: Path, step: int, student: EdgeSam, averaged: EdgeSam, optimizer: torch.optim.Optimizer
-) -> None:
-    """Write the training state and the averaged weights, each whole or not at all."""
-    from safetensors.torch import save_file
-
-    state = {
-        "step": step,
-        "student": student.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    torch.save(state, run / "checkpoint.tmp")
-    (run / "checkpoint.tmp").replace(run / "checkpoint.pt")
-    weights = {k: v.contiguous() for k, v in official_state_dict(averaged).items()}
-    save_file(weights, run / "student.tmp")
-    (run / "student.tmp").replace(run / "student.safetensors")
-
-
-def resume(run: Path, student: EdgeSam, averaged: EdgeSam, optimizer: torch.optim.Optimizer) -> int:
-    """Load the run's checkpoint if there is one; returns the step to go on with."""
-    path = run / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    student.load_state_dict(state["student"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
-
-
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line; 0 when the run has reached its end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("data", type=Path)
@@ -241,9 +283,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train(load_recipe(args.recipe), args.data, args.run, init=args.init, device=device)
+    try:
+        config = load_recipe(args.recipe, PromptStageConfig)
+        stage = PromptStage(config, args.data, init=args.init)
+        fit(stage, config, args.run, from_weights=args.init is not None)
+    except EdgeSamError as exc:
+        print(exc.sentence, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

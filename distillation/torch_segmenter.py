@@ -19,7 +19,11 @@ from edgesam_core.encode import Encoder
 from edgesam_core.export.decoder import INPUTS as DECODER_INPUTS
 from edgesam_core.export.decoder import OUTPUTS as DECODER_OUTPUTS
 from edgesam_core.export.decoder import DecoderGraph
+from edgesam_core.export.granularity import EncoderWithFeatures
+from edgesam_core.granularity import FEATURES, ProposalNetwork
+from edgesam_core.granularity import OUTPUTS as PRIOR_OUTPUTS
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.granularity import GranularityPrior
 from edgesam_core.segmenter import Segmenter
 
 
@@ -28,18 +32,21 @@ class TorchSegmenter(Segmenter):
 
     version = "in training"
 
-    def __init__(self, model: EdgeSam, input_size: int) -> None:
+    def __init__(
+        self, model: EdgeSam, input_size: int, prior: GranularityPrior | None = None
+    ) -> None:
         """Look at a model; it is not copied, so later steps of training show.
 
         Args:
             model: On any device; put into evaluation mode for each answer and back.
             input_size: S in pixels, a multiple of 64.
+            prior: A granularity prior on top of it, in evaluation mode, on the same device.
         """
         encoder = _ModuleSession(
             model,
-            model.image_encoder,
+            EncoderWithFeatures(model.image_encoder),
             {"image": (1, 3, input_size, input_size)},
-            ("image_embeddings",),
+            ("image_embeddings", *FEATURES),
         )
         decoder = _ModuleSession(
             model,
@@ -51,6 +58,11 @@ class TorchSegmenter(Segmenter):
             cast(ort.InferenceSession, encoder), input_size=input_size, bundle_version=self.version
         )
         self._decoder = Decoder(cast(ort.InferenceSession, decoder))
+        if prior is not None:
+            proposals = _ModuleSession(model, prior, dict.fromkeys(FEATURES, ()), PRIOR_OUTPUTS)
+            self._proposal_network = ProposalNetwork(
+                cast(ort.InferenceSession, proposals), input_size=input_size
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The command line: look at a result without Label Studio, make a bundle, fetch official weights.
 
     python -m edgesam_core segment photo.jpg --point 420,310 --out overlay.png
-    python -m edgesam_core bundle CHECKPOINT OUT_DIR
+    python -m edgesam_core bundle mobile_sam.pt OUT_DIR
     python -m edgesam_core fetch edge_sam_3x
 
 Whatever is wrong with the input ends as one sentence and exit status 2.
@@ -20,7 +20,7 @@ from edgesam_core.bundle import Bundle, find_bundle
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import EdgeSamError, ImageError, PromptError
 from edgesam_core.image import read_image
-from edgesam_core.manifest import UPSAMPLE_MODES
+from edgesam_core.manifest import PYRAMID_MODES
 from edgesam_core.overlay import draw_overlay
 from edgesam_core.segmenter import Segmenter
 
@@ -181,13 +181,15 @@ def _parser() -> argparse.ArgumentParser:
 
     two = commands.add_parser("bundle", help="a checkpoint becomes a bundle (needs PyTorch)")
     two.set_defaults(run=bundle)
-    two.add_argument("checkpoint", type=Path, help="an official .pth or .safetensors")
+    two.add_argument(
+        "checkpoint", type=Path, help="EdgeSAM, MobileSAM or SAM: .pth, .pt, .safetensors"
+    )
     two.add_argument("out_dir", type=Path)
     two.add_argument("--name", help="what to call the model (the folder's name)")
     two.add_argument("--licence", help="licence of the weights")
     two.add_argument("--origin", help="a sentence: where the weights come from")
     two.add_argument("--input-size", type=int, default=1024, help="side of the input in pixels")
-    two.add_argument("--upsample", choices=UPSAMPLE_MODES, default="bicubic")
+    two.add_argument("--upsample", choices=PYRAMID_MODES, default="bicubic", help="of EdgeSAM only")
     two.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
 
     three = commands.add_parser("fetch", help="official weights become a bundle")

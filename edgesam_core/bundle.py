@@ -29,6 +29,7 @@ from typing import Any
 from edgesam_core import preprocess
 from edgesam_core.errors import BundleError
 from edgesam_core.manifest import (
+    GRANULARITY_NAME,
     MANIFEST_NAME,
     FileRecord,
     Manifest,
@@ -89,6 +90,11 @@ class Bundle:
     def decoder_path(self) -> Path:
         """The graph that turns an embedding and prompts into logits."""
         return self.path / self._graph_name("decoder")
+
+    @property
+    def granularity_path(self) -> Path | None:
+        """The graph that proposes boxes of objects; None in a bundle without granularity prior."""
+        return self.path / GRANULARITY_NAME if self.manifest.has_granularity_prior else None
 
     @property
     def weights_path(self) -> Path | None:
@@ -186,6 +192,7 @@ def write_manifest(
     origin: str,
     architecture: str = "edge_sam",
     draws_prompts: bool = False,
+    trusts_iou_prediction: bool = False,
     scores: Mapping[str, Any] | None = None,
     created_utc: str | None = None,
 ) -> Manifest:
@@ -197,12 +204,13 @@ def write_manifest(
         folder: Holds the finished files; a manifest that is there is replaced.
         name: What people call the model.
         input_size: S in pixels.
-        upsample: "bicubic" or "bilinear".
+        upsample: "bicubic", "bilinear" or "none".
         refines_with_mask_input: Whether earlier logits may be fed back.
         licence: Licence of the weights, as an SPDX id or a name.
         origin: A sentence that says where the weights come from.
-        architecture: "edge_sam".
+        architecture: A name of nn/family.py.
         draws_prompts: Whether the decoder draws prompts as a map, too.
+        trusts_iou_prediction: Whether a mask may be chosen by the decoder's own estimate.
         scores: Measured quality.
         created_utc: ISO 8601; None means now.
 
@@ -223,6 +231,7 @@ def write_manifest(
         architecture=architecture,
         input_size=input_size,
         draws_prompts=draws_prompts,
+        trusts_iou_prediction=trusts_iou_prediction,
         upsample=upsample,
         refines_with_mask_input=refines_with_mask_input,
         licence=licence,

@@ -13,7 +13,10 @@ The rule:
 - score = stability score x share of the clicks that are honoured (positive ones inside the mask,
   negative ones outside). A mask that misses the only click scores 0, however stable it is.
 
-The IoU head is not used: in EdgeSAM it was copied from SAM and never trained with the new decoder.
+That is EdgeSAM's rule. Its IoU head is not used, since it was copied from SAM and never trained
+with the new decoder. SAM and MobileSAM (`Ranking`) have a trained one, which takes the place of the
+stability score, and a mask 0 that was trained on several prompts only: a single click gets one of
+the other three.
 
 Source:
     Segment Anything (arXiv 2304.02643), section 3 "Resolving ambiguity" and appendix A "Making the
@@ -47,9 +50,19 @@ class Candidate:
     index: int
     # 0..M-1
     score: float
-    # stability_score x share of the clicks honoured, 0..1
+    # stability_score (or iou_prediction, see `Ranking`) x share of the clicks honoured, 0..1
     stability_score: float
     iou_prediction: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """By what rule a network's masks are ordered."""
+
+    trusts_iou_prediction: bool = False
+    # score by the decoder's own estimate instead of by stability
+    offers_mask_0_for_a_click: bool = True
+    # False: only masks 1 to 3 answer a single positive click
 
 
 def stability_score(low_res_logits: LowResLogits, *, offset: float = 1.0) -> Scores:
@@ -102,7 +115,12 @@ def is_ambiguous(prompt: Prompt) -> bool:
     )
 
 
-def rank_candidates(output: DecoderOutput, prompt: Prompt, embedding: Embedding) -> list[Candidate]:
+def rank_candidates(
+    output: DecoderOutput,
+    prompt: Prompt,
+    embedding: Embedding,
+    ranking: Ranking = Ranking(),
+) -> list[Candidate]:
     """All candidates, the one to show first.
 
     The order is right up to up-scaling: a speck of one cell may vanish at the original size, so a
@@ -112,26 +130,36 @@ def rank_candidates(output: DecoderOutput, prompt: Prompt, embedding: Embedding)
         output: Of the decoder, for this prompt.
         prompt: In original pixels.
         embedding: That was decoded.
+        ranking: The network's rule; EdgeSAM's unless told otherwise.
     """
     visible = valid_area(output.low_res_logits, embedding)  # [M, h, w]
     stability = stability_score(visible)  # [M]
     honoured = share_of_clicks_honoured(visible, prompt, embedding)  # [M]
+    # A regression may say a little more than 1 or less than 0.
+    trusted = output.iou_prediction.clip(0, 1) if ranking.trusts_iou_prediction else stability
     candidates = [
         Candidate(
             index=index,
-            score=float(stability[index] * honoured[index]),
+            score=float(trusted[index] * honoured[index]),
             stability_score=float(stability[index]),
             iou_prediction=float(output.iou_prediction[index]),
         )
         for index in range(len(visible))
     ]
     has_pixels = [bool((logits > 0).any()) for logits in visible]
-    is_offered = [index == 0 or is_ambiguous(prompt) for index in range(len(visible))]
+    is_offered = [_is_offered(index, prompt, ranking) for index in range(len(visible))]
     return sorted(
         candidates,
         key=lambda c: (has_pixels[c.index], is_offered[c.index], c.score, c.stability_score),
         reverse=True,
     )
+
+
+def _is_offered(index: int, prompt: Prompt, ranking: Ranking) -> bool:
+    """Whether this mask is meant for this kind of prompt."""
+    if not is_ambiguous(prompt):
+        return index == 0
+    return index > 0 or ranking.offers_mask_0_for_a_click
 
 
 def share_of_clicks_honoured(

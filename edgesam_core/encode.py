@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from edgesam_core.arrays import ImageEmbedding, ImageRGB, SizeHW
 from edgesam_core.errors import BundleError
+from edgesam_core.granularity import FEATURES, ProposalNetwork, Proposals
 from edgesam_core.preprocess import preprocess
 from edgesam_core.session import run_graph
 
@@ -34,11 +35,14 @@ class Embedding:
     # S
     bundle_version: str
     # of the bundle that encoded it; no other can decode it
+    proposals: Proposals | None = None
+    # where objects may be (granularity.py); None where nobody asked
 
     @property
     def nbytes(self) -> int:
         """What keeping it costs."""
-        return self.image_embedding.nbytes
+        proposals = 0 if self.proposals is None else self.proposals.nbytes
+        return self.image_embedding.nbytes + proposals
 
 
 class Encoder:
@@ -50,7 +54,8 @@ class Encoder:
         """Take an open graph (session.py).
 
         Args:
-            session: ``image`` [1, 3, S, S] -> ``image_embeddings`` [1, 256, S/16, S/16].
+            session: ``image`` [1, 3, S, S] -> ``image_embeddings`` [1, 256, S/16, S/16]; in a
+                bundle with a granularity prior also the features that it looks at.
             input_size: S.
             bundle_version: Goes into every embedding.
 
@@ -67,14 +72,16 @@ class Encoder:
         self._input_size = input_size
         self._bundle_version = bundle_version
 
-    def encode(self, image: ImageRGB) -> Embedding:
+    def encode(self, image: ImageRGB, proposal_network: ProposalNetwork | None = None) -> Embedding:
         """The embedding of an image.
 
         Args:
             image: [H, W, 3] uint8 RGB, EXIF rotation applied (image.py).
+            proposal_network: Of the same bundle: look for objects, too.
         """
         x, input_size_hw = preprocess(image, self._input_size)
-        (image_embedding,) = run_graph(self._session, {"image": x}, ["image_embeddings"])
+        names = ["image_embeddings", *(FEATURES if proposal_network else ())]
+        image_embedding, *features = run_graph(self._session, {"image": x}, names)
         cells = self._input_size // _STRIDE
         if image_embedding.shape != (1, _CHANNELS, cells, cells):
             raise BundleError(
@@ -87,4 +94,5 @@ class Encoder:
             input_size_hw=input_size_hw,
             input_size=self._input_size,
             bundle_version=self._bundle_version,
+            proposals=proposal_network.propose(features) if proposal_network else None,
         )

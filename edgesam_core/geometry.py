@@ -165,6 +165,13 @@ def original_to_input(
     return scaled.astype(np.float32)
 
 
+def input_to_original(
+    points: npt.NDArray[np.floating], original_size_hw: SizeHW, input_size_hw: SizeHW
+) -> PointCoords:
+    """The inverse of `original_to_input`: [N, 2] (x, y) float32 in original pixels."""
+    return original_to_input(points, input_size_hw, original_size_hw)
+
+
 def check_points_inside(points: npt.NDArray[np.floating], original_size_hw: SizeHW) -> None:
     """Refuse clicks that are not on the image; its right and lower border still are.
 

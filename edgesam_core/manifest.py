@@ -20,7 +20,14 @@ FORMAT = 1
 """Version of the manifest's own form; another one is refused."""
 
 MANIFEST_NAME = "manifest.json"
-UPSAMPLE_MODES = ("bicubic", "bilinear")
+GRANULARITY_NAME = "granularity.onnx"
+"""Optional file of a bundle: the graph that proposes boxes of objects."""
+
+PYRAMID_MODES = ("bicubic", "bilinear")
+UPSAMPLE_MODES = (*PYRAMID_MODES, "none")
+SAM_DECODERS = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "mobile_sam")
+"""Architectures whose decoder was trained as SAM's: it knows how good its masks are, and its mask 0
+never answered a single click."""
 
 _T = TypeVar("_T")
 _STRIDE_PX = 64  # the encoder's 32, and an even number of cells for the feature pyramid
@@ -45,7 +52,8 @@ class Manifest:
     input_size: int
     # S in pixels, the side of the encoder's square input; a multiple of 64
     upsample: str
-    # how the encoder's feature pyramid enlarges: "bicubic" as trained, "bilinear" in official files
+    # how the encoder's feature pyramid enlarges: "bicubic" as trained, "bilinear" in official
+    # files, "none" in an encoder without one
     refines_with_mask_input: bool
     # whether earlier logits may be fed back; False where measured to hurt, or where it cannot be
     licence: str
@@ -53,14 +61,22 @@ class Manifest:
     # a sentence: where the weights come from
     files: Mapping[str, FileRecord]
     architecture: str = "edge_sam"
+    # a name of nn/family.py
     preprocess_version: str = preprocess.VERSION
     created_utc: str = ""
     draws_prompts: bool = False
     # whether its decoder draws prompts as a map, too (nn/drawn_prompts.py); the graph does so by
     # itself, whoever trains its weights on must know
+    trusts_iou_prediction: bool = False
+    # whether a mask may be chosen by the decoder's own estimate (candidates.py)
     scores: Mapping[str, Any] = field(default_factory=dict)
     # measured quality, in the words of whoever measured
     format: int = FORMAT
+
+    @property
+    def has_granularity_prior(self) -> bool:
+        """Whether the bundle has the third graph, so that proposed boxes can join clicks."""
+        return GRANULARITY_NAME in self.files
 
     def to_json(self) -> str:
         """The text of ``manifest.json``: stable order, readable, with a line end."""
@@ -101,6 +117,7 @@ class Manifest:
             origin=_take(raw, "origin", str),
             created_utc=_take(raw, "created_utc", str),
             draws_prompts=_take(raw, "draws_prompts", bool, default=False),
+            trusts_iou_prediction=_take(raw, "trusts_iou_prediction", bool, default=False),
             scores=_take(raw, "scores", dict),
             files={name: _file_record(name, v) for name, v in _take(raw, "files", dict).items()},
         )
@@ -122,6 +139,8 @@ def content_version(manifest: Manifest) -> str:
         "refines_with_mask_input": manifest.refines_with_mask_input,
         "files": {name: record.sha256 for name, record in manifest.files.items()},
     }
+    if manifest.trusts_iou_prediction:  # younger than the format: older versions stay what they are
+        content["trusts_iou_prediction"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

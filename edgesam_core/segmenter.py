@@ -7,15 +7,22 @@ images, in two threads, cannot see each other's mask, and whoever calls decides 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgesam_core.arrays import ImageRGB, LogitsMap
 from edgesam_core.bundle import Bundle
-from edgesam_core.candidates import rank_candidates
+from edgesam_core.candidates import Ranking, is_ambiguous, rank_candidates
 from edgesam_core.decode import Decoder, DecoderOutput, Prompt
 from edgesam_core.encode import Embedding, Encoder
 from edgesam_core.errors import BundleError
-from edgesam_core.manifest import Manifest
+from edgesam_core.geometry import (
+    check_points_inside,
+    clip_box,
+    input_to_original,
+    original_to_input,
+)
+from edgesam_core.granularity import MergeRule, ProposalNetwork, merge
+from edgesam_core.manifest import SAM_DECODERS, Manifest
 from edgesam_core.session import open_session
 from edgesam_core.upscale import upscale
 from edgesam_core.windowed_mask import WindowedMask
@@ -28,7 +35,7 @@ class Suggestion:
     mask: WindowedMask
     # at the original size; area 0 only where every candidate is empty
     score: float
-    # 0..1: stability_score x share of the clicks honoured (candidates.py)
+    # 0..1: stability_score or iou_prediction, x share of the clicks honoured (candidates.py)
     stability_score: float
     iou_prediction: float
     candidate_index: int
@@ -40,8 +47,13 @@ class Suggestion:
 class Segmenter:
     """A bundle, opened; safe to share between threads."""
 
+    ranking = Ranking()
+    """By what rule it chooses among the decoder's masks."""
+
+    _proposal_network: ProposalNetwork | None = None
+
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        """Open both graphs of a bundle.
+        """Open the graphs of a bundle.
 
         Args:
             bundle: Opened, so checked (bundle.py).
@@ -51,12 +63,21 @@ class Segmenter:
             BundleError: A graph cannot be opened or is not what the manifest says.
         """
         self.manifest: Manifest = bundle.manifest
+        self.ranking = Ranking(
+            trusts_iou_prediction=self.manifest.trusts_iou_prediction,
+            offers_mask_0_for_a_click=self.manifest.architecture not in SAM_DECODERS,
+        )
         self._encoder = Encoder(
             open_session(bundle.encoder_path, threads),
             input_size=bundle.manifest.input_size,
             bundle_version=bundle.manifest.version,
         )
         self._decoder = Decoder(open_session(bundle.decoder_path, threads))
+        if bundle.granularity_path is not None:
+            self._proposal_network = ProposalNetwork(
+                open_session(bundle.granularity_path, threads),
+                input_size=bundle.manifest.input_size,
+            )
         if self.manifest.refines_with_mask_input and not self._decoder.takes_mask_input:
             raise BundleError(
                 f"The model {self.manifest.name!r} promises to refine with a mask input, but its "
@@ -68,20 +89,37 @@ class Segmenter:
         """The bundle's version, part of every key of a stored embedding."""
         return self.manifest.version
 
-    def embed(self, image: ImageRGB) -> Embedding:
+    def embed(self, image: ImageRGB, *, with_proposals: bool = False) -> Embedding:
         """Encode an image: slow, once per image.
 
         Args:
             image: [H, W, 3] uint8 RGB, EXIF rotation applied (image.py).
-        """
-        return self._encoder.encode(image)
+            with_proposals: Look for objects, too, so that `with_proposed_box` can be used.
 
-    def segment(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Suggestion]:
+        Raises:
+            BundleError: Proposals are wanted and the bundle has no granularity prior.
+        """
+        if not with_proposals:
+            return self._encoder.encode(image)
+        if self._proposal_network is None:
+            raise BundleError(
+                "The model has no granularity prior. Use it without, or choose another model."
+            )
+        return self._encoder.encode(image, self._proposal_network)
+
+    def segment(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        *,
+        merge_rule: MergeRule | None = None,
+    ) -> list[Suggestion]:
         """Answer prompts on an encoded image: fast, at every click.
 
         Args:
             embedding: Of the image that the prompts lie on, made by the same version.
             prompts: One per object, in original pixels.
+            merge_rule: Let proposed boxes join single clicks; the embedding has proposals then.
 
         Returns:
             One suggestion per prompt, in order.
@@ -90,6 +128,8 @@ class Segmenter:
             PromptError: A prompt lies outside the image.
             BundleError: The embedding was made by another version.
         """
+        if merge_rule is not None:
+            prompts = [with_proposed_box(prompt, embedding, merge_rule) for prompt in prompts]
         return self.suggest(embedding, prompts, self.decode(embedding, prompts))
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[DecoderOutput]:
@@ -109,15 +149,47 @@ class Segmenter:
     ) -> list[Suggestion]:
         """Second half of `segment`: the chosen candidate of each output at the original size."""
         return [
-            _suggestion(embedding, prompt, output)
+            _suggestion(embedding, prompt, output, self.ranking)
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
 
-def _suggestion(embedding: Embedding, prompt: Prompt, output: DecoderOutput) -> Suggestion:
+def with_proposed_box(prompt: Prompt, embedding: Embedding, rule: MergeRule) -> Prompt:
+    """A single click, joined by the box that the granularity prior proposes for it.
+
+    Anything more than one positive click already says how much is meant and stays as it is, and so
+    does a click that no proposal contains. A box that reaches into the input's padding is cut at
+    the image's border, as a drawn one is; the published code leaves it.
+
+    Args:
+        prompt: In original pixels.
+        embedding: Of the image, made with proposals.
+        rule: How the proposals around the click are merged (granularity.py).
+
+    Raises:
+        PromptError: The click lies outside the image.
+        ValueError: The embedding was made without proposals.
+    """
+    if embedding.proposals is None:
+        raise ValueError("embedding: expected one with proposals")
+    if not is_ambiguous(prompt):
+        return prompt
+    sizes = embedding.original_size_hw, embedding.input_size_hw
+    check_points_inside(prompt.point_coords, embedding.original_size_hw)
+    ((x, y),) = original_to_input(prompt.point_coords, *sizes)
+    box = merge(embedding.proposals, float(x), float(y), rule)
+    if box is None:
+        return prompt
+    corners = input_to_original(box.reshape(2, 2), *sizes)
+    return replace(prompt, box_xyxy=clip_box(corners.reshape(4), embedding.original_size_hw))
+
+
+def _suggestion(
+    embedding: Embedding, prompt: Prompt, output: DecoderOutput, ranking: Ranking
+) -> Suggestion:
     """The first candidate that has a pixel at the original size, else the first, empty."""
     suggestions = []
-    for candidate in rank_candidates(output, prompt, embedding):
+    for candidate in rank_candidates(output, prompt, embedding, ranking):
         low_res_logits = output.low_res_logits[candidate.index]
         mask = upscale(
             low_res_logits,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +40,21 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared() -> Path:
     """../shared: the reference's answers and Label Studio's recorded requests."""
     return parts.find_shared()
+
+
+@pytest.fixture(scope="session")
+def parity_inputs(shared: Path) -> ModuleType:
+    """The parity fixtures' own recipe: images, prompts, `state_dict()`, `uniform()`."""
+    sys.path.insert(0, str(shared / "parity"))
+    try:
+        import fixture_inputs
+        import make_state_dict
+    finally:
+        sys.path.pop(0)
+    fixture_inputs.state_dict = make_state_dict.build
+    fixture_inputs.uniform = make_state_dict.uniform
+    module: ModuleType = fixture_inputs
+    return module
 
 
 @pytest.fixture(scope="session")

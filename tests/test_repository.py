@@ -151,7 +151,10 @@ def test_the_pins_fit_each_other_and_nothing_is_missing(names):
 
 
 def test_the_serving_requirements_hold_nothing_of_training():
-    heavy = {"torch", "torchvision", "timm", "opencv-python-headless", "scipy", "coremltools"}
+    heavy = {
+        "torch", "torchvision", "timm", "opencv-python-headless", "scipy", "coremltools",
+        "lightning-fabric", "matplotlib",
+    }  # fmt: skip
     assert not heavy & pins_in(*SERVING).keys()
 
 
@@ -205,7 +208,10 @@ def test_imports_go_one_way():
     assert told.returncode == 0, told.stdout + told.stderr
 
 
-BLOCKED = ("torch", "torchvision", "timm", "safetensors", "cv2", "scipy", "skimage", "onnx")
+BLOCKED = (
+    "torch", "torchvision", "timm", "safetensors", "cv2", "scipy", "skimage", "onnx",
+    "lightning_fabric", "matplotlib",
+)  # fmt: skip
 
 IMPORT_ALL_THAT_SERVES = f"""
 import importlib, pkgutil, sys

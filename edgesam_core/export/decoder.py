@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from edgesam_core.export.graph import export_graph
 from edgesam_core.export.layer_norm import channels_last_norms
 from edgesam_core.nn.drawn_prompts import draw_prompts
-from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.layer_norm import LayerNorm2d
+from edgesam_core.nn.sam_model import SamModel
 from edgesam_core.nn.transformer import HEADS, Attention, TwoWayBlock
 
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
@@ -116,7 +116,7 @@ def _quarters(rows: torch.Tensor, convolution: nn.Module) -> torch.Tensor:
 class DecoderGraph(nn.Module):
     """The decoder in the form in which it is exported."""
 
-    def __init__(self, model: EdgeSam, input_size: int) -> None:
+    def __init__(self, model: SamModel, input_size: int) -> None:
         """Take over a model's parts.
 
         Args:
@@ -224,7 +224,7 @@ class DecoderGraph(nn.Module):
         return F.gelu(_quarters(x, second))
 
 
-def export_decoder(model: EdgeSam, path: Path, *, input_size: int) -> None:
+def export_decoder(model: SamModel, path: Path, *, input_size: int) -> None:
     """Write the prompt encoder and the mask decoder of a model.
 
     Args:

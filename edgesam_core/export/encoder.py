@@ -7,6 +7,7 @@ Place in a click's path: ``image`` [1, 3, S, S] float32, normalised and padded -
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,20 +17,22 @@ from edgesam_core.export.graph import export_graph
 from edgesam_core.export.layer_norm import channels_last_norms
 from edgesam_core.export.upsample import BicubicTwice
 from edgesam_core.nn.edge_sam import EdgeSam
-from edgesam_core.nn.fpn import EMBEDDING_CHANNELS
+from edgesam_core.nn.neck import EMBEDDING_CHANNELS
+from edgesam_core.nn.sam_model import SamModel
 
 
-def encoder_graph(model: EdgeSam) -> nn.Module:
+def encoder_graph(model: SamModel) -> nn.Module:
     """The encoder in the form in which it is exported: same answers, fewer and faster nodes."""
-    encoder = channels_last_norms(fused(model.image_encoder))
-    if model.image_encoder.fuse_stage3.mode == "bicubic":
+    encoder: Any = channels_last_norms(fused(model.image_encoder))
+    if isinstance(model, EdgeSam) and model.upsample == "bicubic":
         (convolution,) = encoder.fuse_stage3.op_list
         enlarged = nn.Sequential(convolution, BicubicTwice(EMBEDDING_CHANNELS))
         encoder.add_module("fuse_stage3", enlarged)
-    return encoder
+    graph: nn.Module = encoder
+    return graph
 
 
-def export_encoder(model: EdgeSam, path: Path, *, input_size: int) -> None:
+def export_encoder(model: SamModel, path: Path, *, input_size: int) -> None:
     """Write the encoder of a model.
 
     Args:

@@ -1,8 +1,9 @@
-"""Fold RepViT's training-time branches into single convolutions.
+"""Fold training-time branches and batch norms into single convolutions.
 
-While it trains, every convolution is followed by a batch norm and every token mixer is a sum of
-three branches. At inference all of that is linear, so it folds into one convolution each without
-changing the answer. The official export folds only the batch norms and keeps the branches.
+While it trains, every convolution of RepViT and TinyViT is followed by a batch norm and every token
+mixer of RepViT is a sum of three branches. At inference all of that is linear, so it folds into one
+convolution each without changing the answer. The official export folds only the batch norms and
+keeps the branches.
 
 Papers: RepVGG (arXiv 2101.03697) section 3.3, RepViT (arXiv 2307.09283) section 3.2.
 """
@@ -64,11 +65,14 @@ def fused(module: AnyModule) -> AnyModule:
 def _fold_children(module: nn.Module) -> None:
     # Not at the top: timm can be imported only once a backbone was built (nn/repvit.py says why).
     from timm.models.repvit import ConvNorm, RepVggDw
+    from timm.models.tiny_vit import ConvNorm as TinyVitConvNorm
 
     for name, child in module.named_children():
         if isinstance(child, RepVggDw):
             setattr(module, name, child.fuse())  # small: 9 weights a channel, stored as fp32
         elif isinstance(child, ConvNorm):
             setattr(module, name, ScaledConv(child.c, child.bn))
+        elif isinstance(child, TinyVitConvNorm):
+            setattr(module, name, ScaledConv(child.conv, child.bn))
         else:
             _fold_children(child)

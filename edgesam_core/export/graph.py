@@ -8,6 +8,7 @@ file, from the same numbers that ``weights.safetensors`` holds. All computing is
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 OPSET = 17
 _HALVE_FROM = 1024  # values; with fewer the Cast costs more than it saves
 
+MAX_FILE_BYTES = 2**31 - 2**20
+"""What protobuf can hold, with some room; only ViT-H in full precision is larger."""
+
 DynamicAxes = Mapping[str, Mapping[int, str]]
 
 
@@ -33,7 +37,9 @@ def export_graph(
     *,
     dynamic_axes: DynamicAxes | None = None,
 ) -> None:
-    """Write a module as one ONNX file that passes ONNX's own check.
+    """Write a module as an ONNX file that passes ONNX's own check.
+
+    A graph that is too large for one file gets a second one for its weights, ``encoder.onnx.data``.
 
     Args:
         module: In evaluation mode; takes the inputs in the order of ``example``.
@@ -42,12 +48,21 @@ def export_graph(
         path: The file to write.
         dynamic_axes: Input or output name -> axis -> name of the axis, where a length may vary.
     """
-    # Not folded by the exporter: products of weights are no longer the numbers that fp16 holds.
-    trace(module, example, outputs, path, dynamic_axes=dynamic_axes, fold_constants=False)
-    graph = onnx.load(path)
+    # PyTorch writes a large graph as one file for each weight: into a folder that goes away.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        traced = Path(folder) / path.name
+        # Not folded by the exporter: products of weights are no longer the numbers that fp16 holds.
+        trace(module, example, outputs, traced, dynamic_axes=dynamic_axes, fold_constants=False)
+        graph = onnx.load(traced)
     halve_constants(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
+    weights_bytes = sum(len(weights.raw_data) for weights in graph.graph.initializer)
+    onnx.save(
+        graph,
+        path,
+        save_as_external_data=weights_bytes > MAX_FILE_BYTES,
+        location=f"{path.name}.data",
+    )
+    onnx.checker.check_model(path, full_check=True)
 
 
 def trace(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from edgesam_core.errors import BundleError
-from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.prompt_encoder import IGNORE, NEGATIVE, POSITIVE
+from edgesam_core.nn.sam_model import SamModel
 from edgesam_core.session import open_session, run_graph
 
 # Both sides compute in fp32 from the same numbers, in another order. Measured with the parity
@@ -83,7 +83,7 @@ _CASES = (
 
 
 def check_parity(
-    model: EdgeSam, encoder_path: Path, decoder_path: Path, *, input_size: int
+    model: SamModel, encoder_path: Path, decoder_path: Path, *, input_size: int
 ) -> ParityReport:
     """Compare exported graphs with the model that they were made from.
 
@@ -187,7 +187,7 @@ def _groups(cases: Sequence[_Case]) -> list[list[_Case]]:
 
 
 def _decode(
-    model: EdgeSam, embedding: FloatArray, case: _Case, input_size: int, mask_input: FloatArray
+    model: SamModel, embedding: FloatArray, case: _Case, input_size: int, mask_input: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """PyTorch's answer to one prompt: [1, 4, S/4, S/4] and [1, 4]."""
     points = np.array(case.points, np.float32).reshape(1, -1, 3)

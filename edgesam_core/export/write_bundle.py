@@ -5,6 +5,7 @@ What is written is checked first (parity.py) and appears at once or not at all (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from edgesam_core.bundle import WEIGHTS_NAME, staged_folder, write_manifest
 from edgesam_core.errors import BundleError
 from edgesam_core.export.decoder import export_decoder
 from edgesam_core.export.encoder import export_encoder
+from edgesam_core.export.granularity import export_with_granularity
 from edgesam_core.export.parity import ParityReport, check_parity
+from edgesam_core.manifest import SAM_DECODERS
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict
-from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.family import ARCHITECTURES, model_from
 from edgesam_core.nn.fpn import UpsampleMode
+from edgesam_core.nn.granularity import build_granularity_prior
+from edgesam_core.nn.sam_model import SamModel
 
 CARD_NAME = "MODEL_CARD.md"
 
 
 def write_bundle(
-    model: EdgeSam | Mapping[str, torch.Tensor],
+    model: SamModel | Mapping[str, torch.Tensor],
     out_dir: Path,
     *,
     name: str,
@@ -33,6 +38,7 @@ def write_bundle(
     upsample: UpsampleMode = "bicubic",
     draws_prompts: bool = False,
     refines_with_mask_input: bool = False,
+    trusts_iou_prediction: bool | None = None,
     licence: str = "unknown",
     origin: str = "Nobody said where these weights come from.",
     scores: Mapping[str, Any] | None = None,
@@ -43,16 +49,19 @@ def write_bundle(
     """Make a bundle that can be served.
 
     Args:
-        model: A model, or an official state dict (821 tensors). Left as it is.
+        model: A network of SAM's family, or its published state dict. Left as it is. A state dict
+            that has a granularity prior beside EdgeSAM (nn/granularity.py) gives a third graph.
         out_dir: The folder to appear.
         name: What people call the model.
         input_size: S in pixels, a multiple of 64; 1024 for official weights.
-        upsample: How the encoder's feature pyramid enlarges; "bicubic" is what EdgeSAM was trained
-            with.
+        upsample: How EdgeSAM's feature pyramid enlarges; "bicubic" is what it was trained with.
+            This and the next are for a state dict, which does not say; a model does itself.
         draws_prompts: Whether the decoder draws prompts as a map, too (nn/drawn_prompts.py); as the
             weights were trained.
         refines_with_mask_input: Whether earlier logits may be fed back; True only where that was
             measured not to hurt.
+        trusts_iou_prediction: Whether a mask may be chosen by the decoder's own estimate; None
+            means as published: SAM's and MobileSAM's yes, EdgeSAM's no.
         licence: Licence of the weights, as an SPDX id or a name.
         origin: A sentence that says where the weights come from.
         scores: Measured quality, for the manifest.
@@ -68,32 +77,55 @@ def write_bundle(
         ``out_dir``.
 
     Raises:
-        BundleError: The input size is no multiple of 64, the weights do not fit the network, the
-            exported graphs answer otherwise than PyTorch, or the folder is there already. No file
-            is left then.
+        BundleError: The input size is no multiple of 64 or not the network's, the weights are of an
+            unknown architecture or do not fit theirs, the exported graphs answer otherwise than
+            PyTorch, or the folder is there already. No file is left then.
+        ValueError: A model came with what only a state dict must be told.
     """
     if input_size <= 0 or input_size % 64:
         raise BundleError(f"The input size {input_size} is no multiple of 64.")
-    state_dict = official_state_dict(model) if isinstance(model, EdgeSam) else dict(model)
-    rounded = {key: _rounded(tensor) for key, tensor in state_dict.items()}
-    exported = EdgeSam(upsample, draws_prompts=draws_prompts).eval()
-    load_state_dict(exported, rounded if half else state_dict)
+    if isinstance(model, SamModel):
+        if (upsample, draws_prompts) != ("bicubic", False):
+            raise ValueError("upsample, draws_prompts: expected with a state dict only")
+        exported = copy.deepcopy(model).cpu().eval()
+    else:
+        exported = model_from(model, upsample=upsample, draws_prompts=draws_prompts)
+    if exported.input_size not in (None, input_size):
+        raise BundleError(
+            f"{exported.architecture} takes images of {exported.input_size} pixels a side, "
+            f"not {input_size}."
+        )
+    prior = None if isinstance(model, SamModel) else build_granularity_prior(model)
+    weights = official_state_dict(exported) | ({} if prior is None else prior.state_dict())
+    rounded = {key: _rounded(tensor) for key, tensor in weights.items()}
+    prior = build_granularity_prior(rounded if half else weights)
+    if half:
+        load_state_dict(exported, rounded)
 
     with staged_folder(out_dir, overwrite=overwrite) as folder:
         encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
-        export_encoder(exported, encoder, input_size=input_size)
+        if prior is None:
+            export_encoder(exported, encoder, input_size=input_size)
+        else:
+            export_with_granularity(exported, prior, folder, input_size=input_size)
         export_decoder(exported, decoder, input_size=input_size)
         report = check_parity(exported, encoder, decoder, input_size=input_size)
         save_file(rounded, folder / WEIGHTS_NAME)
         (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes 0600
-        card = model_card or _card(name, input_size, upsample, licence, origin, scores, report)
+        card = model_card or _card(name, input_size, exported, licence, origin, scores, report)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         write_manifest(
             folder,
             name=name,
             input_size=input_size,
-            upsample=upsample,
-            draws_prompts=draws_prompts,
+            architecture=exported.architecture,
+            upsample=exported.upsample,
+            draws_prompts=exported.draws_prompts,
+            trusts_iou_prediction=(
+                exported.architecture in SAM_DECODERS
+                if trusts_iou_prediction is None
+                else trusts_iou_prediction
+            ),
             refines_with_mask_input=refines_with_mask_input,
             licence=licence,
             origin=origin,
@@ -118,18 +150,19 @@ def _rounded(tensor: torch.Tensor) -> torch.Tensor:
 def _card(
     name: str,
     input_size: int,
-    upsample: str,
+    model: SamModel,
     licence: str,
     origin: str,
     scores: Mapping[str, Any] | None,
     report: ParityReport,
 ) -> str:
     """A model card that says what is known, and no more."""
+    pyramid = "" if model.upsample == "none" else f", {model.upsample} feature pyramid"
     measured = "\n".join(f"- {key}: {value}" for key, value in (scores or {}).items())
     return (
         f"# {name}\n\n"
-        f"EdgeSAM (RepViT-M1 encoder, SAM's prompt encoder and mask decoder), input {input_size} x "
-        f"{input_size}, {upsample} feature pyramid.\n\n"
+        f"{ARCHITECTURES[model.architecture].description}, input {input_size} x {input_size}"
+        f"{pyramid}.\n\n"
         f"- Where the weights come from: {origin}\n"
         f"- Licence of the weights: {licence}\n"
         f"- Export: {report.sentence()}\n\n"

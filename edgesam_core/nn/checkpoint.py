@@ -1,58 +1,20 @@
-"""Official EdgeSAM state dicts in and out: 821 tensors, loaded strictly.
+"""State dicts under their published names, in and out, loaded strictly.
 
-A checkpoint names the backbone ``image_encoder.features.N...``; our modules hold timm's backbone,
-so only those 676 keys are renamed, by the one table that ``_prefixes`` writes down. Nothing is
-unpickled: ``.pth`` files are read with ``weights_only=True``.
+Our modules hold timm's backbones, so some keys are renamed, by the one table of prefixes that each
+model carries (``published_prefixes``). Nothing is unpickled: ``.pth`` and ``.pt`` files are read
+with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from edgesam_core.errors import BundleError
-from edgesam_core.nn.edge_sam import EdgeSam
-
-_BLOCK = (
-    ("token_mixer.0.conv.", "token_mixer.conv."),
-    ("token_mixer.0.conv1.", "token_mixer.conv1."),
-    ("token_mixer.1.", "se."),
-    ("channel_mixer.m.0.", "channel_mixer.conv1."),
-    ("channel_mixer.m.2.", "channel_mixer.conv2."),
-)
-_DOWNSAMPLE = (
-    ("token_mixer.0.", "spatial_downsample."),
-    ("token_mixer.2.", "channel_downsample."),
-    ("channel_mixer.m.0.", "ffn.conv1."),
-    ("channel_mixer.m.2.", "ffn.conv2."),
-)
-
-
-def _prefixes() -> dict[str, str]:
-    """Official prefix -> ours, for every named part of the backbone.
-
-    Source:
-        The published layout. Stages end with blocks 3, 7, 23 and 26; blocks 4, 8 and 24 halve the
-        size; timm counts the last block of stages 0 to 2 to the next stage's downsampling.
-    """
-    table = {"0.0.": "stem.conv1.", "0.2.": "stem.conv2."}
-    ends = (0, 3, 7, 23, 26)
-    for stage, (start, end) in enumerate(pairwise(ends)):
-        blocks = list(range(start + 1, end + 1))
-        if stage > 0:
-            down = blocks.pop(0)
-            table |= {f"{down}.{a}": f"stages.{stage}.downsample.{b}" for a, b in _DOWNSAMPLE}
-        if stage < 3:
-            last = blocks.pop()
-            pre_block = f"stages.{stage + 1}.downsample.pre_block"
-            table |= {f"{last}.{a}": f"{pre_block}.{b}" for a, b in _BLOCK}
-        for i, block in enumerate(blocks):
-            table |= {f"{block}.{a}": f"stages.{stage}.blocks.{i}.{b}" for a, b in _BLOCK}
-    encoder = "image_encoder."
-    return {f"{encoder}features.{a}": f"{encoder}backbone.{b}" for a, b in table.items()}
+from edgesam_core.nn.granularity import is_granularity_key
+from edgesam_core.nn.sam_model import SamModel
 
 
 def _rename(keys: Mapping[str, torch.Tensor], table: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -67,35 +29,53 @@ def _rename(keys: Mapping[str, torch.Tensor], table: Mapping[str, str]) -> dict[
     return {renamed(key): tensor for key, tensor in keys.items()}
 
 
-def load_state_dict(model: EdgeSam, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Load an official state dict strictly.
+def load_state_dict(model: SamModel, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Load a published state dict strictly.
 
     Args:
         model: Changed in place.
-        state_dict: The 821 official tensors, fp32 or fp16.
+        state_dict: All tensors of the architecture under their published names, fp32 or fp16.
 
     Raises:
-        BundleError: A tensor is missing, unknown or of another shape; ``detail`` names them.
+        BundleError: A tensor is missing, unknown or of another shape; the sentence names the first
+            and ``detail`` all. (A granularity prior beside them is passed over.)
     """
-    try:
-        model.load_state_dict(_rename(state_dict, _prefixes()), strict=True)
-    except RuntimeError as exc:
+    state_dict = {k: tensor for k, tensor in state_dict.items() if not is_granularity_key(k)}
+    misfits = _misfits(state_dict, _published(model))
+    if misfits:
+        more = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         raise BundleError(
-            f"The checkpoint is not an EdgeSAM state dict: its {len(state_dict)} tensors do "
-            f"not fit the {len(model.state_dict())} expected ones.",
-            detail=str(exc),
-        ) from exc
+            f"The checkpoint is not {model.architecture}'s: {misfits[0]}{more}.",
+            detail="; ".join(misfits),
+        )
+    model.load_state_dict(_rename(state_dict, model.published_prefixes), strict=True)
 
 
-def official_state_dict(model: EdgeSam) -> dict[str, torch.Tensor]:
-    """The model's 821 tensors under their official names, detached, on the CPU."""
-    ours_to_official = {ours: official for official, ours in _prefixes().items()}
-    tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    return _rename(tensors, ours_to_official)
+def _misfits(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps tensors from being loaded, one phrase for each."""
+    return [
+        *(f"{key!r} is missing" for key in expected if key not in actual),
+        *(f"{key!r} is unknown" for key in actual if key not in expected),
+        *(
+            f"{key!r} has the shape {list(actual[key].shape)} instead of {list(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in actual and actual[key].shape != tensor.shape
+        ),
+    ]
+
+
+def official_state_dict(model: SamModel) -> dict[str, torch.Tensor]:
+    """The model's tensors under their published names, detached, on the CPU."""
+    return {key: tensor.cpu() for key, tensor in _published(model).items()}
+
+
+def _published(model: SamModel) -> dict[str, torch.Tensor]:
+    """The model's own tensors under their published names."""
+    return _rename(model.state_dict(), {b: a for a, b in model.published_prefixes.items()})
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.pth`` or ``.safetensors`` file, without running anything in it.
+    """The tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file, without running anything in it.
 
     Raises:
         BundleError: The file cannot be read, or holds more than tensors.

@@ -1,77 +1,49 @@
-"""EdgeSAM put together: image encoder, prompt encoder, mask decoder (9,582,112 parameters).
+"""EdgeSAM: RepViT and a feature pyramid before SAM's prompt encoder and mask decoder.
 
-Training and export use this; serving runs the exported graphs and never imports it.
+With RepViT-M1 it is the published network (9,582,112 parameters), with RepViT-M2.3 a larger
+student of the same form, to be trained here and then to teach the small one.
 
 Paper: EdgeSAM, "Prompt-In-the-Loop Distillation for SAM" (arXiv 2312.06660).
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
-from edgesam_core.nn.drawn_prompts import draw_prompts
 from edgesam_core.nn.fpn import ImageEncoder, UpsampleMode
-from edgesam_core.nn.mask_decoder import MaskDecoder, select_masks
-from edgesam_core.nn.prompt_encoder import PromptEncoder, assemble_points
+from edgesam_core.nn.repvit import Trunk, published_prefixes
+from edgesam_core.nn.sam_model import SamModel
+
+_NAMES: dict[Trunk, str] = {"repvit_m1": "edge_sam", "repvit_m2_3": "edge_sam_m2_3"}
 
 
-class EdgeSam(nn.Module):
+class EdgeSam(SamModel):
     """The student. Fully convolutional: the size of its input is the size of what it is given."""
 
-    def __init__(self, upsample: UpsampleMode = "bicubic", *, draws_prompts: bool = False) -> None:
+    image_encoder: ImageEncoder
+
+    def __init__(
+        self,
+        upsample: UpsampleMode = "bicubic",
+        *,
+        draws_prompts: bool = False,
+        trunk: Trunk = "repvit_m1",
+    ) -> None:
         """Build with random weights; ``checkpoint.load_state_dict`` brings published ones.
 
         Args:
             upsample: How the feature pyramid enlarges.
             draws_prompts: Whether prompts are drawn as a map, too (drawn_prompts.py). Published
                 weights were trained without.
+            trunk: timm's name of the backbone; "repvit_m1" is EdgeSAM's.
         """
-        super().__init__()
-        self.draws_prompts = draws_prompts
-        self.image_encoder = ImageEncoder(upsample)
-        self.prompt_encoder = PromptEncoder()
-        self.mask_decoder = MaskDecoder()
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """[B, 3, S, S] normalised and padded -> image embedding [B, 256, S/16, S/16]."""
-        embedding: torch.Tensor = self.image_encoder(image)
-        return embedding
-
-    def decode(
-        self,
-        image_embedding: torch.Tensor,
-        *,
-        point_coords: torch.Tensor | None = None,
-        point_labels: torch.Tensor | None = None,
-        box_xyxy: torch.Tensor | None = None,
-        mask_input: torch.Tensor | None = None,
-        num_multimask_outputs: int = 4,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks for prompts that all have the same number of points.
-
-        Args:
-            image_embedding: [B, 256, s, s], or [1, ...] where all prompts share one image.
-            point_coords: [B, N, 2] (x, y) in the frame of the S x S input.
-            point_labels: [B, N], -2 to 3.
-            box_xyxy: [B, 4] in the same frame.
-            mask_input: [B, 1, S/4, S/4] earlier low-res logits.
-            num_multimask_outputs: 1, 3 or 4.
-
-        Returns:
-            low_res_logits [B, M, S/4, S/4] and iou_predictions [B, M].
-        """
-        coords, labels = assemble_points(point_coords, point_labels, box_xyxy)
-        size = image_embedding.shape[-1]
-        if self.draws_prompts:
-            mask_input = draw_prompts(coords, labels, mask_input, None, 16 * size)
-        logits, iou_predictions = self.mask_decoder(
-            image_embedding,
-            self.prompt_encoder.pe_layer.grid(size),
-            self.prompt_encoder.sparse(coords, labels, 16 * size),
-            self.prompt_encoder.dense(mask_input, size),
+        super().__init__(
+            _NAMES[trunk],
+            ImageEncoder(upsample, trunk),
+            # Nobody published the larger one: its checkpoints have timm's names.
+            published_prefixes=published_prefixes() if trunk == "repvit_m1" else {},
+            draws_prompts=draws_prompts,
         )
-        return (
-            select_masks(logits, num_multimask_outputs),
-            select_masks(iou_predictions, num_multimask_outputs),
-        )
+
+    @property
+    def upsample(self) -> UpsampleMode:
+        """How its feature pyramid enlarges."""
+        return self.image_encoder.fuse_stage3.mode

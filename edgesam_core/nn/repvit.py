@@ -1,4 +1,4 @@
-"""RepViT-M1, the student's backbone, from timm; two of its activations go on to the FPN.
+"""RepViT, EdgeSAM's backbone, from timm; two of its activations go on to the FPN.
 
 timm's ``repvit_m1`` has exactly the 676 backbone tensors of an EdgeSAM checkpoint, but draws its
 stage borders one block earlier: the last block of a stage is timm's ``downsample.pre_block`` of the
@@ -11,38 +11,50 @@ Papers: RepViT (arXiv 2307.09283), EdgeSAM (arXiv 2312.06660) section 3.1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-STAGE_CHANNELS = (48, 96, 192, 384)
+from edgesam_core.nn.timm_import import declare_missing_torchvision_operators
+
+Trunk = Literal["repvit_m1", "repvit_m2_3"]
+
+CHANNELS: dict[Trunk, tuple[int, int, int, int]] = {
+    "repvit_m1": (48, 96, 192, 384),
+    "repvit_m2_3": (80, 160, 320, 640),
+}
 """Channels of stage0 to stage3, at strides 4, 8, 16 and 32."""
 
+STAGE_CHANNELS = CHANNELS["repvit_m1"]
+"""Those of the published EdgeSAM."""
 
-def _declare_missing_torchvision_operators() -> None:
-    """Let timm import where torchvision was built for CUDA and torch for the CPU.
+_BLOCK = (
+    ("token_mixer.0.conv.", "token_mixer.conv."),
+    ("token_mixer.0.conv1.", "token_mixer.conv1."),
+    ("token_mixer.1.", "se."),
+    ("channel_mixer.m.0.", "channel_mixer.conv1."),
+    ("channel_mixer.m.2.", "channel_mixer.conv2."),
+)
+_DOWNSAMPLE = (
+    ("token_mixer.0.", "spatial_downsample."),
+    ("token_mixer.2.", "channel_downsample."),
+    ("channel_mixer.m.0.", "ffn.conv1."),
+    ("channel_mixer.m.2.", "ffn.conv2."),
+)
 
-    timm imports torchvision, which then looks for two operators that only its own binary defines.
-    They may be declared only after torchvision itself has failed: beside a healthy torchvision the
-    second registration ends the process.
+
+def build_repvit(trunk: Trunk) -> nn.Module:
+    """A RepViT from timm, without its classifier, randomly initialised.
+
+    Args:
+        trunk: timm's name: M1 has 4,713,712 parameters, M2.3 has 22,404,232.
     """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}",
-                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            )
-
-
-def build_repvit_m1() -> nn.Module:
-    """RepViT-M1 from timm, without its classifier, randomly initialised (4,713,712 parameters)."""
-    _declare_missing_torchvision_operators()
+    declare_missing_torchvision_operators()
     import timm
 
-    backbone: nn.Module = timm.create_model("repvit_m1", num_classes=0)
+    backbone: nn.Module = timm.create_model(trunk, num_classes=0)
     return backbone
 
 
@@ -50,12 +62,12 @@ def stage_outputs(backbone: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
     """The activations at EdgeSAM's stage ends, in order.
 
     Args:
-        backbone: What ``build_repvit_m1`` returned; untyped, as timm is.
+        backbone: What ``build_repvit`` returned; untyped, as timm is.
         x: [B, 3, S, S] float, normalised.
 
     Yields:
         stage0 [B, 48, S/4, S/4], stage1 [B, 96, S/8, S/8], stage2 [B, 192, S/16, S/16] and
-        stage3 [B, 384, S/32, S/32], each after the last block of its stage.
+        stage3 [B, 384, S/32, S/32] (of M1), each after the last block of its stage.
 
     Source:
         EdgeSAM's ``features.3``, ``.7``, ``.23`` and ``.26``; in timm the last block of stages 0 to
@@ -69,3 +81,27 @@ def stage_outputs(backbone: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = down.channel_downsample(down.spatial_downsample(x))
         x = stage.blocks(x + down.ffn(x))
     yield x
+
+
+def published_prefixes() -> dict[str, str]:
+    """Prefix in an EdgeSAM checkpoint -> ours, for every named part of RepViT-M1.
+
+    Source:
+        The published layout. Stages end with blocks 3, 7, 23 and 26; blocks 4, 8 and 24 halve the
+        size; timm counts the last block of stages 0 to 2 to the next stage's downsampling.
+    """
+    table = {"0.0.": "stem.conv1.", "0.2.": "stem.conv2."}
+    ends = (0, 3, 7, 23, 26)
+    for stage, (start, end) in enumerate(pairwise(ends)):
+        blocks = list(range(start + 1, end + 1))
+        if stage > 0:
+            down = blocks.pop(0)
+            table |= {f"{down}.{a}": f"stages.{stage}.downsample.{b}" for a, b in _DOWNSAMPLE}
+        if stage < 3:
+            last = blocks.pop()
+            pre_block = f"stages.{stage + 1}.downsample.pre_block"
+            table |= {f"{last}.{a}": f"{pre_block}.{b}" for a, b in _BLOCK}
+        for i, block in enumerate(blocks):
+            table |= {f"{block}.{a}": f"stages.{stage}.blocks.{i}.{b}" for a, b in _BLOCK}
+    encoder = "image_encoder."
+    return {f"{encoder}features.{a}": f"{encoder}backbone.{b}" for a, b in table.items()}

@@ -8,6 +8,7 @@ filled; the radius grows with the brightness of the image, so that a mask tells 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import onnx
 from onnx import numpy_helper, parser
 
 from edgesam_core.bundle import write_manifest
+from edgesam_core.granularity import FEATURES, anchors
+from edgesam_core.manifest import GRANULARITY_NAME
 
 RADIUS_PX = 24.0
 """Of a click's disc in the input frame, on an image of mean brightness."""
@@ -103,13 +106,61 @@ decoder (
 """
 
 
+_FEATURES = """
+    stage1 = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (image)
+    stage2 = AveragePool <kernel_shape = [16, 16], strides = [16, 16]> (image)
+    stage3 = AveragePool <kernel_shape = [32, 32], strides = [32, 32]> (image)
+}}
+"""
+
+_GRANULARITY = """
+<ir_version: 8, opset_import: ["" : 17]>
+granularity (
+    float[1,3,{s1},{s1}] stage1, float[1,3,{s2},{s2}] stage2, float[1,3,{s3},{s3}] stage3
+) => (float[1,{A}] objectness_logits, float[1,{A},4] deltas) {{
+    zero = Constant <value_float = 0.0> ()
+    one = ReduceMean <keepdims = 0> (stage1)
+    two = ReduceMean <keepdims = 0> (stage2)
+    three = ReduceMean <keepdims = 0> (stage3)
+    sum = Sum (one, two, three)
+    nothing = Mul (sum, zero)
+    objectness_logits = Add (nothing, logits)
+    four = Constant <value_ints = [2]> ()
+    column = Unsqueeze (objectness_logits, four)
+    repeats = Constant <value_ints = [1, 1, 4]> ()
+    tiled = Tile (column, repeats)
+    deltas = Mul (tiled, zero)
+}}
+"""
+
+
 def write_disc_bundle(
-    folder: Path, *, input_size: int = 256, refines: bool = True, name: str = "disc"
+    folder: Path,
+    *,
+    input_size: int = 256,
+    refines: bool = True,
+    name: str = "disc",
+    likely_anchors: Mapping[int, float] | None = None,
 ) -> Path:
-    """Write the bundle and return its folder."""
+    """Write the bundle and return its folder.
+
+    With `likely_anchors` (index of an anchor: its logit) the bundle has a granularity prior, which
+    proposes the boxes of just these anchors on every image.
+    """
     folder.mkdir(parents=True)
     sizes = {"S": input_size, "s": input_size // 16, "m": input_size // 4, "radius": RADIUS_PX}
-    encoder = parser.parse_model(_ENCODER.format(**sizes))
+    encoder_text = _ENCODER
+    if likely_anchors is not None:
+        _save_granularity(folder, input_size, likely_anchors)
+        features = "".join(
+            f", float[1,3,{input_size // stride},{input_size // stride}] {feature}"
+            for feature, stride in zip(FEATURES, (8, 16, 32), strict=True)
+        )
+        encoder_text = _ENCODER.rstrip().removesuffix("}}") + _FEATURES
+        encoder_text = encoder_text.replace(
+            "image_embeddings) {{", f"image_embeddings{features}) {{{{"
+        )
+    encoder = parser.parse_model(encoder_text.format(**sizes))
     decoder = parser.parse_model(_DECODER.format(**sizes))
     cells = (np.arange(sizes["m"], dtype=np.float32) + 0.5) * 4
     x, y = np.meshgrid(cells, cells)
@@ -128,3 +179,14 @@ def write_disc_bundle(
         origin="Made by a test.",
     )
     return folder
+
+
+def _save_granularity(folder: Path, input_size: int, likely_anchors: Mapping[int, float]) -> None:
+    logits = np.full((1, len(anchors(input_size))), -20, np.float32)
+    for index, logit in likely_anchors.items():
+        logits[0, index] = logit
+    sizes = {f"s{i}": input_size // stride for i, stride in ((1, 8), (2, 16), (3, 32))}
+    model = parser.parse_model(_GRANULARITY.format(A=logits.shape[1], **sizes))
+    model.graph.initializer.append(numpy_helper.from_array(logits, "logits"))
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / GRANULARITY_NAME)

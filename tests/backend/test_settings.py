@@ -26,6 +26,7 @@ def test_every_variable_reaches_its_field() -> None:
         "EDGESAM_MAX_IMAGE_PIXELS": "3", "EDGESAM_FETCH_TIMEOUT_S": "4.5",
         "EDGESAM_EMBEDDING_CACHE_BYTES": "5", "EDGESAM_ENCODE_WAIT_S": "6",
         "EDGESAM_REFINEMENT_CACHE_BYTES": "7", "EDGESAM_OUTPUTS": "all",
+        "EDGESAM_GRANULARITY_PRIOR": "mean",
         "EDGESAM_POLYGON_TOLERANCE_PX": "0.5", "EDGESAM_POLYGON_MAX_VERTICES": "9",
         "EDGESAM_MIN_REGION_PX": "10", "EDGESAM_THREADS": "11", "EDGESAM_LOAD_WAIT_S": "12",
         "EDGESAM_MAX_BODY_BYTES": "13",
@@ -54,6 +55,9 @@ def test_an_empty_value_is_no_value() -> None:
         pytest.param({"EDGESAM_ENCODE_WAIT_S": "1000"}, "EDGESAM_ENCODE_WAIT_S", id="endless"),
         pytest.param({"LABEL_STUDIO_URL": "ftp://x"}, "LABEL_STUDIO_URL", id="no http"),
         pytest.param({"EDGESAM_OUTPUTS": "both"}, "EDGESAM_OUTPUTS", id="no choice"),
+        pytest.param(
+            {"EDGESAM_GRANULARITY_PRIOR": "on"}, "EDGESAM_GRANULARITY_PRIOR", id="no merge rule"
+        ),
     ],
 )
 def test_a_wrong_value_is_told_by_its_name(environ: dict[str, str], said: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -29,20 +27,6 @@ FloatArray = npt.NDArray[np.float32]
 def segmenter(tiny_bundle: Path) -> Segmenter:
     """A really exported network with random weights, opened."""
     return Segmenter(Bundle.open(tiny_bundle), threads=1)
-
-
-@pytest.fixture(scope="session")
-def parity_inputs(shared: Path) -> ModuleType:
-    """The parity fixtures' own recipe: images, prompts, `sample_index`, and `state_dict()`."""
-    sys.path.insert(0, str(shared / "parity"))
-    try:
-        import fixture_inputs
-        import make_state_dict
-    finally:
-        sys.path.pop(0)
-    fixture_inputs.state_dict = make_state_dict.build
-    module: ModuleType = fixture_inputs
-    return module
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesam_core.candidates import (
+    Ranking,
     logits_at,
     rank_candidates,
     share_of_clicks_honoured,
@@ -142,3 +143,32 @@ def test_clicks_count_between_the_cells_as_up_scaling_does() -> None:
 def test_a_prompt_without_clicks_is_honoured() -> None:
     box = Prompt.from_clicks(box_xyxy=(0, 0, 9, 9))
     assert share_of_clicks_honoured(EMPTY[None], box, embedding_of(SQUARE)).tolist() == [1]
+
+
+SAM = Ranking(trusts_iou_prediction=True, offers_mask_0_for_a_click=False)
+
+
+def sam_order(prompt: Prompt, ious: list[float], *masks: FloatArray) -> list[int]:
+    answer = DecoderOutput(np.stack(masks), np.array(ious, np.float32))
+    return [c.index for c in rank_candidates(answer, prompt, embedding_of(SQUARE), SAM)]
+
+
+def test_sam_gives_a_click_the_best_of_masks_1_to_3_by_its_own_estimate() -> None:
+    masks = (LEFT, LEFT, HAZE_LEFT, LEFT)
+    assert sam_order(click(*ON_THE_LEFT), [0.99, 0.5, 0.9, 0.7], *masks) == [2, 3, 1, 0]
+
+
+def test_sam_gives_everything_else_mask_0() -> None:
+    two = Prompt.from_clicks([(16, 32, 1), (60, 60, 0)])
+    assert sam_order(two, [0.1, 0.9, 0.8, 0.7], HAZE_LEFT, LEFT, LEFT, LEFT)[0] == 0
+
+
+def test_a_mask_that_misses_the_click_scores_nothing_however_sure_sam_is() -> None:
+    masks = (EMPTY, RIGHT, LEFT, RIGHT)
+    assert sam_order(click(*ON_THE_LEFT), [0.9, 0.95, 0.4, 0.9], *masks)[0] == 2
+
+
+def test_an_estimate_above_one_is_a_score_of_one() -> None:
+    answer = DecoderOutput(np.stack([LEFT] * 4), np.array([0, 1.2, -0.1, 0.5], np.float32))
+    ranked = rank_candidates(answer, click(*ON_THE_LEFT), embedding_of(SQUARE), SAM)
+    assert [c.score for c in ranked] == [1.0, 0.5, 0.0, 0.0]

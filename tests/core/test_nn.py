@@ -91,9 +91,8 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_the_tensor_named(
 ) -> None:
     state_dict = official_state_dict(model)
     change(state_dict)  # type: ignore[operator]
-    with pytest.raises(BundleError, match="not an EdgeSAM state dict") as refused:
+    with pytest.raises(BundleError, match=f"not edge_sam's: .*{named}"):
         load_state_dict(EdgeSam(), state_dict)
-    assert named in refused.value.detail
 
 
 def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:

@@ -89,8 +89,7 @@ def test_what_is_served_equals_the_reference(
 def test_the_official_pair_answers_as_our_export_of_the_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = EdgeSam("bilinear").eval()
-    write_bundle(model, tmp_path / "ours", name="ours", input_size=128, upsample="bilinear",
-                 half=False)  # fmt: skip
+    write_bundle(model, tmp_path / "ours", name="ours", input_size=128, half=False)
     with staged_folder(tmp_path / "official") as folder:
         export_official(model, folder, input_size=128)
         write_manifest(

@@ -17,6 +17,12 @@ from distillation.synth import procedural_scene
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve rendered photos with masks, two grounds without, three cut-outs."""
     root = tmp_path_factory.mktemp("data")
+    render_data(root)
+    return root
+
+
+def render_data(root: Path) -> None:
+    """Fill a folder, the same for everyone who asks."""
     images = root / "open" / "scenes" / "images"
     images.mkdir(parents=True)
     rng = np.random.default_rng(7)
@@ -48,4 +54,3 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.rectangle(alpha, (4, 18), (44, 30), 255, -1)
         colour = rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)
         cv2.imwrite(str(cutouts / f"{kind}_{number}.webp"), np.dstack([colour, alpha]))
-    return root

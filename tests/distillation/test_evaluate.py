@@ -9,109 +9,48 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from distillation import baselines
 from distillation.annotated_images import annotated_images
 from distillation.baseline_scores import BaselineScores
+from distillation.candidate_rules import BEST_OF_FOUR
 from distillation.click_rounds import Turn, box_prompt, click_prompt, with_click
-from distillation.evaluate import WITH_LOGITS, EvaluationConfig, evaluate, main
-from distillation.metrics import Score, mask_iou, mean_ious, mean_ious_by_set, to_markdown
+from distillation.evaluate import EvaluationConfig, evaluate, main
+from distillation.measuring import WITH_LOGITS
+from distillation.metrics import (
+    COLUMNS,
+    Score,
+    by_coco_size,
+    by_share,
+    clicks_needed,
+    mask_iou,
+    mean_iou_after_clicks,
+    mean_ious,
+    mean_ious_by_set,
+    refines_with_mask_input,
+    to_markdown,
+)
 from distillation.prompt_points import (
     centre_click,
     deepest_pixel,
+    farthest_click,
     middle_of_error_click,
+    random_click,
     wrong_pixel_click,
 )
 from edgesam_core.bundle import Bundle
 from edgesam_core.errors import RunError
 from edgesam_core.segmenter import Segmenter
 from edgesam_core.windowed_mask import WindowedMask
-
-SIZE_HW = (90, 120)
+from tests.distillation.discs import MASKS, SIZE_HW, Oracle, disc, scene, write_set
 
 # pycocotools 2.0.11 has an __array__ of before NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def disc(x, y, radius, size_hw=SIZE_HW):
-    rows, columns = np.ogrid[: size_hw[0], : size_hw[1]]
-    return (columns - x) ** 2 + (rows - y) ** 2 < radius**2
-
-
-def scene(masks):
-    """A grey image on which every object has a colour of its own."""
-    image = np.full((*SIZE_HW, 3), 90, np.uint8)
-    for index, mask in enumerate(masks):
-        image[mask] = (200, 40 + 60 * index, 30)
-    return image
-
-
-def write_set(folder, masks_of_image):
-    """A set on disk: one PNG per image, masks as compressed COCO RLE."""
-    (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
-    for image_id, masks in masks_of_image.items():
-        Image.fromarray(scene(masks)).save(folder / "images" / f"{image_id}.png")
-        height, width = SIZE_HW
-        images.append(
-            {"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width}
-        )
-        for mask in masks:
-            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "area": int(mask.sum()),
-                    "bbox": coco_mask.toBbox(rle).tolist(),
-                    "segmentation": rle | {"counts": rle["counts"].decode()},
-                }
-            )
-    (folder / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": []})
-    )
-    return folder
-
-
 @pytest.fixture
 def two_images(tmp_path):
-    return write_set(
-        tmp_path / "discs",
-        {1: [disc(30, 40, 15), disc(85, 45, 20)], 2: [disc(60, 45, 25)]},
-    )
-
-
-class Answer:
-    def __init__(self, mask):
-        self.mask = WindowedMask.from_full(mask)
-        self.low_res_logits = np.zeros((16, 16), np.float32)
-
-
-class Oracle:
-    """Answers with the object under the first click, or that fills the box; may spoil it."""
-
-    def __init__(self, masks_of_image, spoil=lambda mask: mask):
-        self._scenes = [(scene(masks), masks) for masks in masks_of_image.values()]
-        self._spoil = spoil
-        self.prompts = []
-
-    def embed(self, image):
-        return next(masks for pixels, masks in self._scenes if np.array_equal(pixels, image))
-
-    def segment(self, embedding, prompts):
-        self.prompts += prompts
-        return [Answer(self._spoil(self._meant(embedding, prompt))) for prompt in prompts]
-
-    def _meant(self, masks, prompt):
-        if prompt.box_xyxy is not None:
-            windows = [WindowedMask.from_full(mask) for mask in masks]
-            return next(w.full() for w in windows if w.box_xyxy == tuple(prompt.box_xyxy))
-        column, row = prompt.point_coords[0].astype(int)
-        return next(mask for mask in masks if mask[row, column])
-
-
-MASKS = {1: [disc(30, 40, 15), disc(85, 45, 20)], 2: [disc(60, 45, 25)]}
+    return write_set(tmp_path / "discs")
 
 
 def test_iou_is_shared_pixels_by_pixels_of_either():
@@ -123,15 +62,21 @@ def test_iou_is_shared_pixels_by_pixels_of_either():
     assert np.isnan(mask_iou(np.zeros_like(left), np.zeros_like(left)))
 
 
+def test_mask_input_is_worth_it_only_where_no_corrected_column_falls():
+    without = {"box": 50.0, "box+1": 60.0, "click+1": 40.0}
+    assert refines_with_mask_input(without, {"box": 50.0, "box+1": 60.0, "click+1": 41.0})
+    assert not refines_with_mask_input(without, {"box": 50.0, "box+1": 59.9, "click+1": 48.0})
+
+
 def test_means_are_over_objects_and_leave_out_nan():
     def score(set_name, iou, annotation_id):
-        return Score(set_name, 1, annotation_id, 100, "model", "box", iou)
+        return Score(set_name, 1, annotation_id, 100, 10_000, "model", "box", iou)
 
     scores = [score("a", 1.0, 1), score("a", 0.5, 2), score("b", 0.0, 3), score("b", np.nan, 4)]
     assert mean_ious(scores) == {"model": {"box": 50.0}}
     assert mean_ious_by_set(scores)["a"] == {"model": {"box": 75.0}}
     table = to_markdown(mean_ious_by_set(scores), {"all": 4, "a": 2, "b": 2})
-    assert "| all (4) | model | 50.0 | - |" in table
+    assert "| all (4) | model | 50.0 |" in table
 
 
 def test_centre_click_is_where_the_published_evaluation_has_it(shared):
@@ -202,9 +147,8 @@ def test_corrective_click_is_appended_and_logits_go_in_only_when_asked():
 def test_perfect_answers_score_100_and_are_never_corrected(two_images):
     oracle = Oracle(MASKS)
     scores = evaluate(oracle, annotated_images(two_images))
-    columns = ("box", "box+1", "box+2", "click", "click+1", "click+2")
-    assert mean_ious(scores) == {"model": dict.fromkeys(columns, 100.0)}
-    assert len(oracle.prompts) == 6  # three objects, by box and by click
+    assert mean_ious(scores) == {"model": dict.fromkeys(COLUMNS, 100.0)}
+    assert len(oracle.prompts) == 9  # three objects, by box, click in the middle, click anywhere
 
 
 def test_answers_that_stay_wrong_get_two_clicks_more(two_images):
@@ -214,10 +158,73 @@ def test_answers_that_stay_wrong_get_two_clicks_more(two_images):
     )
     assert sorted({len(p.point_labels) for p in oracle.prompts}) == [0, 1, 2, 3]
     fed_back = [p for p in oracle.prompts if p.mask_input is not None]
-    assert len(fed_back) == 3 * 2 * 2  # objects, box or click, corrections
+    assert len(fed_back) == 3 * 3 * 2  # objects, first prompts, corrections
+    assert len(oracle.prompts) == 3 * 3 * (1 + 2 + 2)  # the first answer serves both ways
     means = mean_ious(scores)
     assert means["model"] == means["model" + WITH_LOGITS]
     assert 0 < means["model"]["box"] < 100
+
+
+def test_random_first_clicks_lie_on_the_object_and_repeat():
+    truth = disc(60, 45, 25) & ~disc(60, 45, 20)
+    clicks = [random_click(truth, seed) for seed in range(50)]
+    assert all(truth[int(y), int(x)] and label == 1 for x, y, label in clicks)
+    assert len(set(clicks)) > 40
+    assert random_click(truth, 7) == clicks[7]
+
+
+def test_sam_clicks_first_in_the_widest_part_and_never_twice_on_a_place():
+    bar = np.zeros(SIZE_HW, bool)
+    bar[40:45, 10:100] = True
+    bulb = bar | disc(90, 42, 18)
+    assert farthest_click(bulb) == (90.5, 42.5, 1)
+    x, y, label = middle_of_error_click(np.zeros_like(bulb), bulb, 0, np.array([[90.5, 42.5]]))
+    assert bulb[int(y), int(x)]
+    assert label == 1
+    assert (x, y) != (90.5, 42.5)
+
+
+def test_clicks_are_counted_until_the_mask_is_good_enough(two_images):
+    """An answer that lacks 30 % of the object until the third click."""
+
+    class Learns(Oracle):
+        def segment(self, embedding, prompts):
+            answers = super().segment(embedding, prompts)
+            for prompt, answer in zip(prompts, answers, strict=True):
+                if len(prompt.point_labels) < 3:
+                    mask = answer.mask.full()
+                    mask.flat[np.flatnonzero(mask)[: int(0.3 * mask.sum())]] = False
+                    answer.mask = WindowedMask.from_full(mask)
+            return answers
+
+    oracle = Learns()
+    config = EvaluationConfig(starts=(), count_clicks=True)
+    scores = evaluate(oracle, annotated_images(two_images), config=config)
+    assert clicks_needed(scores, 0.85) == {"model": {"clicks": 3.0, "failed_percent": 0.0}}
+    assert clicks_needed(scores, 0.6) == {"model": {"clicks": 1.0, "failed_percent": 0.0}}
+    assert len(oracle.prompts) == 3 * 3  # three objects, none clicked on after it is good
+    (curve,) = mean_iou_after_clicks(scores).values()
+    assert curve[:2] == pytest.approx([70, 70], abs=0.2)
+    assert curve[2:] == [100.0] * 18
+
+
+def test_an_object_that_is_never_good_counts_as_20_clicks_and_a_failure(two_images):
+    oracle = Oracle(MASKS, spoil=lambda mask: np.roll(mask, 9, axis=1))
+    config = EvaluationConfig(starts=(), count_clicks=True)
+    scores = evaluate(oracle, annotated_images(two_images), config=config)
+    assert clicks_needed(scores, 0.85) == {"model": {"clicks": 20.0, "failed_percent": 100.0}}
+    assert max(len(prompt.point_labels) for prompt in oracle.prompts) == 20
+
+
+def test_objects_are_grouped_by_pixels_and_by_share_of_the_image():
+    def score(area_px, image_px):
+        return Score("a", 1, area_px, area_px, image_px, "model", "box", 1.0)
+
+    scores = [score(1023, 10**6), score(1024, 10**6), score(9216, 10**4), score(90_000, 10**5)]
+    by_size = {name: len(group) for name, group in by_coco_size(scores).items()}
+    assert by_size == {"small": 1, "medium": 1, "large": 2}
+    shares = {name: len(group) for name, group in by_share(scores).items()}
+    assert shares == {"under 0.3 %": 2, "over 30 %": 2}
 
 
 def test_specks_that_the_service_removes_are_not_measured(two_images):
@@ -316,10 +323,36 @@ def test_command_scores_a_bundle_beside_the_baselines(tiny_bundle, two_images, t
     assert isinstance(result["refines_with_mask_input"], bool)
     means = result["miou_percent"]["all"]
     assert len(means) == 5
+    assert means["GrabCut"].keys() == {"box", "click"}
     assert "| GrabCut |" in capsys.readouterr().out
     assert (out / "scores.md").read_text().count("\n") == 7
-    with Image.open(out / "worst_click.png") as sheet:
-        assert sheet.width == 6 * 240
+    for name in ("worst_click", "worst_box", "miou_by_clicks", "miou_by_size"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 800, name
+
+
+def test_command_counts_clicks_compares_rules_and_measures_ap(tiny_bundle, two_images, tmp_path):
+    coco = json.loads((two_images / "annotations.json").read_text())
+    keys = ("image_id", "category_id", "bbox")
+    boxes = [{key: a[key] for key in keys} | {"score": 1} for a in coco["annotations"]]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    file, images = two_images / "annotations.json", two_images / "images"
+    arguments = [str(tiny_bundle), str(file), str(images), "--out", str(tmp_path / "out")]
+    arguments += ["--boxes", str(tmp_path / "boxes.json"), "--noc", "--rules", "--threads", "1"]
+    assert main([*arguments, "--protocol", "paper", "sam", "--starts", "click"]) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    (noc,) = result["clicks_needed"]["85"].values()
+    assert 1 <= noc["clicks"] <= 20
+    assert len(result["miou_percent"]["all"]) == 2  # a row for each protocol
+    assert result["mask_ap_percent"].keys() == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    rules = result["miou_percent_by_candidate_rule"]
+    best = rules[BEST_OF_FOUR]["click by rule"]
+    assert all(row["click by rule"] <= best for row in rules.values())
+    served = next(iter(result["miou_percent"]["all"].values()))
+    assert rules["as served"]["click by rule"] == served["click"]
+    table = (tmp_path / "out" / "scores.md").read_text()
+    assert "| clicks needed |" in table
+    assert "| mask AP, % |" in table
 
 
 def test_command_says_what_is_wrong(tmp_path, capsys):
