@@ -1,7 +1,7 @@
 """Stage 2, prompts in the loop: click or box, then a click wherever the student is wrong.
 
-    python -m distillation.prompt_stage distillation/recipes/default.yaml DATA_DIR RUN_DIR
-    make train RECIPE=distillation/recipes/default.yaml DATA=DATA_DIR RUN=RUN_DIR
+    python -m distillation.prompt_stage distillation/recipes/default_first.yaml DATA_DIR RUN_DIR
+    make train RECIPE=distillation/recipes/default_first.yaml DATA=DATA_DIR RUN=RUN_DIR
     torchrun --nproc-per-node=2 -m distillation.prompt_stage RECIPE DATA_DIR RUN_DIR
 
 The same command goes on with a run that was stopped. One step draws a batch of crops with several

@@ -1,73 +1,161 @@
-"""Trained weights and their measured scores become the bundle that the repository carries.
+"""Trained weights become the bundle that the repository carries, measured and described.
 
-    python -m distillation.release WEIGHTS SCORES BASELINES CARD models/default --input-size 256
+    python -m distillation.release WEIGHTS DATA_DIR models/default --input-size 256
 
-``WEIGHTS`` is a run's ``student.safetensors``; ``SCORES`` and ``BASELINES`` are two ``scores.json``
-of ``distillation.evaluate`` on a bundle of the same weights: over everything, and beside GrabCut.
-The tables in the card and the scores in the manifest are copied from there, never typed; the card's
-text is ``distillation/recipes/default_card.md``.
+``WEIGHTS`` is a run's ``student.safetensors``. What can be chosen (whether earlier logits are fed
+back, whether masks of a click are ranked by the predicted IoU) is chosen on the even image ids of
+``DATA_DIR/research_only``; what is reported in card and manifest is measured on the odd ones, with
+the bundle as it is served. Nothing in them is typed: the card's text is
+``recipes/default_card.md``, its tables come from here. ``--baseline-cache`` remembers GrabCut,
+which takes seconds an object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillation.metrics import to_markdown
+from distillation.evaluate import main as evaluate
+from distillation.evaluate import tables
+from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.nn.checkpoint import read_checkpoint
 
+CARD = Path(__file__).parent / "recipes" / "default_card.md"
+
 ORIGIN = (
-    "Trained from random weights by this project's distillation/recipes/default.yaml on openly "
-    "licensed photos and composed scenes; see MODEL_CARD.md."
+    "Trained from random weights by this project's distillation/recipes/default_first.yaml and "
+    "default.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
 )
 
+BY_STABILITY, BY_PREDICTION = "stability x click honoured", "IoU prediction x click honoured"
+"""The two rules of edgesam_core/candidates.py, as candidate_rules.py calls them."""
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("scores", type=Path)
-    parser.add_argument("baselines", type=Path)
-    parser.add_argument("card", type=Path)
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--input-size", type=int, required=True)
-    options = parser.parse_args(arguments)
-    measured = json.loads(options.scores.read_text())
+
+@dataclass(frozen=True)
+class Choices:
+    """What is measured before it is decided."""
+
+    refines_with_mask_input: bool = False
+    trusts_iou_prediction: bool = False
+
+
+def release(
+    weights: Path,
+    data: Path,
+    out_dir: Path,
+    *,
+    input_size: int,
+    limit: int | None = None,
+    baseline_cache: Path | None = None,
+) -> None:
+    """Choose, measure, describe, write.
+
+    Args:
+        weights: Of an EdgeSAM whose prompts are drawn.
+        data: Holds ``research_only/``.
+        out_dir: Replaced.
+        input_size: S in pixels.
+        limit: Photos of each set that are asked about, all if None.
+        baseline_cache: Where scores of the baselines are kept; None leaves baselines out.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch) / "default"
+        _write(weights, draft, input_size, Choices())
+        asked = ["--mask-input", "--rules", "--starts", "box", "click"]
+        choices = choose(_measure(draft, data, "even", limit, asked))
+        _write(weights, draft, input_size, choices)
+        asked = ["--mask-input", "--noc"]
+        if baseline_cache is not None:
+            asked += ["--baselines", "--baseline-cache", str(baseline_cache)]
+        measured = _measure(draft, data, "odd", limit, asked)
     method = measured["settings"]["method"]
-    card = (
-        options.card.read_text(encoding="utf-8")
-        .replace("{input_size}", str(options.input_size))
-        .replace("{scores}", _table(measured))
-        .replace("{baselines}", _table(json.loads(options.baselines.read_text())))
+    card = CARD.read_text(encoding="utf-8").replace("{input_size}", str(input_size))
+    card = card.replace("{scores}", tables(measured).replace(method, "this model").strip())
+    scores = {
+        "miou_percent": measured["miou_percent"]["all"][method],
+        "objects": measured["counts"]["all"],
+        "ids": "odd",
+    }
+    _write(weights, out_dir, input_size, choices, scores=scores, model_card=card)
+
+
+def choose(measured: dict[str, Any]) -> Choices:
+    """What the even ids say.
+
+    Args:
+        measured: ``scores.json`` with mask input and candidate rules.
+    """
+    by_rule = measured["miou_percent_by_candidate_rule"]
+    (column,) = (name for name in by_rule[BY_STABILITY] if name.startswith("click"))
+    return Choices(
+        refines_with_mask_input=measured["refines_with_mask_input"],
+        trusts_iou_prediction=by_rule[BY_PREDICTION][column] > by_rule[BY_STABILITY][column],
     )
+
+
+def _write(
+    weights: Path, out_dir: Path, input_size: int, choices: Choices, **described: Any
+) -> None:
     write_bundle(
-        read_checkpoint(options.weights),
-        options.out_dir,
+        read_checkpoint(weights),
+        out_dir,
         name="default",
-        input_size=options.input_size,
+        input_size=input_size,
         draws_prompts=True,
-        refines_with_mask_input=measured.get("refines_with_mask_input", False),
+        refines_with_mask_input=choices.refines_with_mask_input,
+        trusts_iou_prediction=choices.trusts_iou_prediction,
         licence="Apache-2.0",
         origin=ORIGIN,
-        scores={
-            "miou_percent": measured["miou_percent"]["all"][method],
-            "objects": measured["counts"]["all"],
-            "ids": measured["settings"]["ids"],
-        },
-        model_card=card,
         overwrite=True,
+        **described,
     )
 
 
-def _table(measured: dict[str, Any]) -> str:
-    """The measured table, with the bundle's name and version as "this model"."""
-    table = to_markdown(measured["miou_percent"], measured["counts"])
-    return table.replace(measured["settings"]["method"], "this model").strip()
+def _measure(
+    bundle: Path, data: Path, half: str, limit: int | None, asked: Sequence[str]
+) -> dict[str, Any]:
+    """``scores.json`` of one run of the evaluation."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [str(bundle), str(data / "research_only"), "--ids", half, "--out", out, *asked]
+        if limit is not None:
+            command += ["--limit", str(limit)]
+        if evaluate(command) != 0:
+            raise RunError("The bundle could not be measured. Nothing was released.")
+        result: dict[str, Any] = json.loads((Path(out) / "scores.json").read_text())
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0 when the bundle is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--input-size", type=int, required=True)
+    parser.add_argument("--limit", type=int, help="at most so many photos of each set")
+    parser.add_argument("--baseline-cache", type=Path, help="measure baselines, and keep them here")
+    options = parser.parse_args(arguments)
+    try:
+        release(
+            options.weights,
+            options.data,
+            options.out_dir,
+            input_size=options.input_size,
+            limit=options.limit,
+            baseline_cache=options.baseline_cache,
+        )
+    except EdgeSamError as exc:
+        print(exc.sentence, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

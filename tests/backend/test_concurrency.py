@@ -64,9 +64,9 @@ def test_health_is_quick_while_images_are_encoded(
     segmenter = service.model.segmenter()
     let_go, embed = threading.Event(), segmenter.embed
 
-    def slow(image: Any) -> Any:
+    def slow(image: Any, **options: Any) -> Any:
         let_go.wait(20)
-        return embed(image)
+        return embed(image, **options)
 
     segmenter.embed = slow
     with ThreadPoolExecutor(3) as pool:
@@ -86,10 +86,10 @@ def count_calls(target: Any, name: str) -> Callable[[], int]:
     """Count the calls of a method from now on."""
     method, calls, lock = getattr(target, name), [0], threading.Lock()
 
-    def counting(*args: Any) -> Any:
+    def counting(*args: Any, **options: Any) -> Any:
         with lock:
             calls[0] += 1
-        return method(*args)
+        return method(*args, **options)
 
     setattr(target, name, counting)
     return lambda: calls[0]

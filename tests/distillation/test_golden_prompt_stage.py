@@ -52,6 +52,7 @@ def trajectory(data: Path, run: Path) -> list[dict[str, float]]:
     return steps
 
 
+@pytest.mark.slow
 def test_five_steps_go_as_they_went(data_folder: Path, tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())
     found = trajectory(data_folder, tmp_path)

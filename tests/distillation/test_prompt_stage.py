@@ -355,6 +355,7 @@ def test_weights_of_another_architecture_are_named_by_file(
         PromptStage(dataclasses.replace(config, teacher=str(path)), data_folder)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_in_a_sentence_and_leaves_no_run_behind(
     config: PromptStageConfig, broken_data: Path, tmp_path: Path
 ) -> None:
