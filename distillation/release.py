@@ -71,7 +71,7 @@ def release(
         asked = ["--mask-input", "--rules", "--starts", "box", "click"]
         choices = choose(_measure(draft, data, "even", limit, asked))
         _write(weights, draft, input_size, choices)
-        asked = ["--mask-input", "--noc"]
+        asked = ["--mask-input"]
         if baseline_cache is not None:
             asked += ["--baselines", "--baseline-cache", str(baseline_cache)]
         measured = _measure(draft, data, "odd", limit, asked)

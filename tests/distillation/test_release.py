@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from distillation.release import BY_PREDICTION, BY_STABILITY, Choices, choose, release
+from edgesam_core.bundle import Bundle
+from edgesam_core.nn.checkpoint import official_state_dict
+from tests.core.networks import random_network
+
+
+@pytest.mark.parametrize(
+    ("stability", "prediction", "trusts"), [(39.3, 42.6, True), (39.3, 39.3, False)]
+)
+def test_the_predicted_iou_is_trusted_only_where_it_chose_better_masks(
+    stability: float, prediction: float, trusts: bool
+) -> None:
+    measured = {
+        "refines_with_mask_input": False,
+        "miou_percent_by_candidate_rule": {
+            BY_STABILITY: {"click by rule": stability},
+            BY_PREDICTION: {"click by rule": prediction},
+        },
+    }
+    assert choose(measured) == Choices(False, trusts)
+
+
+@pytest.mark.slow
+def test_a_release_is_measured_on_odd_ids_and_says_so(data_folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "student.safetensors"
+    save_file(official_state_dict(random_network()), weights)
+    data = tmp_path / "data"
+    (data / "research_only").mkdir(parents=True)
+    (data / "research_only" / "scenes").symlink_to(data_folder / "open" / "scenes")
+
+    release(weights, data, tmp_path / "default", input_size=64, limit=1)
+
+    manifest = Bundle.open(tmp_path / "default").manifest
+    assert manifest.draws_prompts
+    assert (manifest.scores["ids"], manifest.scores["objects"] > 0) == ("odd", True)
+    card = (tmp_path / "default" / "MODEL_CARD.md").read_text()
+    assert f"| {manifest.scores['miou_percent']['box']:.1f} |" in card
+    assert "{" not in card.split("## Where it fails")[0]
+    assert json.loads((tmp_path / "default" / "manifest.json").read_text())["scores"]
