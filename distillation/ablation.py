@@ -54,6 +54,7 @@ from edgesam_core.encode import Embedding
 from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.granularity import MergeRule
 from edgesam_core.nn.checkpoint import read_checkpoint
+from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.family import model_from
 from edgesam_core.nn.granularity import build_granularity_prior
 
@@ -188,9 +189,12 @@ class Ablation:
             name = "granularity prior, best"
         weights = read_checkpoint(self.folder(name, seed) / WEIGHTS)
         prior = build_granularity_prior(weights)
+        if prior is not None:
+            prior.eval()
         student = model_from(weights, draws_prompts=self.config.prompts.draws_prompts)
         size = self.config.encoder.size
-        segmenter = TorchSegmenter(student, size, prior and prior.eval())  # type: ignore[arg-type]
+        assert isinstance(student, EdgeSam)
+        segmenter = TorchSegmenter(student, size, prior)
         answerer = _WithPrior(segmenter, rule) if rule else segmenter
         scores = []
         for set_name in self.config.measured_sets:

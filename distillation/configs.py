@@ -54,9 +54,9 @@ class EngineConfig:
         """Refuse what cannot work, by name."""
         if self.precision not in ("fp32", "bf16"):
             raise RunError(f"precision: expected fp32 or bf16, got {self.precision}")
-        for name in ("evaluate_every", "save_every", "warmup_steps", "warmup_steps_from_weights"):
-            if getattr(self, name) < 1:
-                raise RunError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        _check_positive(
+            self, "evaluate_every", "save_every", "warmup_steps", "warmup_steps_from_weights"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Refuse contradictions by name."""
-        if self.size % 64:
-            raise RunError(f"size: expected a multiple of 64, got {self.size}")
+        _check_size(self.size)
         if not 1 <= self.fewest_rounds <= self.rounds:
             raise RunError("fewest_rounds: expected at least 1 and at most rounds")
         if self.procedural + self.pasted > 1:
@@ -179,11 +178,8 @@ class EncoderStageConfig(EngineConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot work, by name."""
         super().__post_init__()
-        if self.size % 64:
-            raise RunError(f"size: expected a multiple of 64, got {self.size}")
-        for name in ("steps", "batch", "held_back"):
-            if getattr(self, name) < 1:
-                raise RunError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        _check_size(self.size)
+        _check_positive(self, "steps", "batch", "held_back")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +204,21 @@ class GranularityStageConfig(EngineConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot work, by name."""
         super().__post_init__()
-        if self.size % 64:
-            raise RunError(f"size: expected a multiple of 64, got {self.size}")
-        for name in ("steps", "batch", "held_back"):
-            if getattr(self, name) < 1:
-                raise RunError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        _check_size(self.size)
+        _check_positive(self, "steps", "batch", "held_back")
         if not self.set_weights:
             raise RunError("set_weights: must name at least one data set")
+
+
+def _check_size(size: int) -> None:
+    if size % 64:
+        raise RunError(f"size: expected a multiple of 64, got {size}")
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise RunError(f"{name}: expected at least 1, got {getattr(config, name)}")
 
 
 Config = TypeVar("Config", bound=EngineConfig)
