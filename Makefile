@@ -39,7 +39,7 @@ setup-train: .venv-train/ready ## install the environment for training
 
 train: .venv-train/ready ## train RECIPE on DATA into RUN, or go on; OPTIONS="--init W --threads N"
 	@test -n "$(RECIPE)" -a -n "$(DATA)" -a -n "$(RUN)" || { echo "Say what to train:" \
-		"make train RECIPE=distillation/recipes/default_first.yaml DATA=folder RUN=folder"; exit 1; }
+		"make train RECIPE=distillation/recipes/default_1.yaml DATA=folder RUN=folder"; exit 1; }
 	.venv-train/bin/python -m distillation.prompt_stage $(RECIPE) $(DATA) $(RUN) $(OPTIONS)
 
 test: .venv-dev/ready ## run every test that this machine has the parts for

@@ -30,6 +30,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from distillation.annotated_images import annotated_images
+from distillation.candidate_rules import BY_PREDICTION
 from distillation.click_rounds import Answer
 from distillation.configs import (
     EncoderStageConfig,
@@ -41,7 +42,7 @@ from distillation.configs import (
 from distillation.encoder_stage import EncoderStage
 from distillation.engine import Stage, fit
 from distillation.granularity_stage import GranularityStage
-from distillation.measuring import EvaluationConfig, evaluate
+from distillation.measuring import BY_RULE, EvaluationConfig, evaluate
 from distillation.metrics import mean_ious
 from distillation.prompt_stage import PromptStage
 from distillation.run_folder import WEIGHTS, write_whole
@@ -60,7 +61,10 @@ from edgesam_core.nn.granularity import build_granularity_prior
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("box", "click", "click+1", "click+2")
+BY_IOU = "click by IoU"
+"""A click whose mask of four is chosen by the predicted IoU, and not by stability as in "click"."""
+
+COLUMNS = ("box", "click", "click+1", "click+2", BY_IOU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,8 @@ class AblationConfig:
     """The full second stage; the trials leave parts of it out."""
     granularity: GranularityStageConfig
     """The third."""
+    iou_weight: float
+    """Of the IoU token's loss, in the trial that has one."""
     measured_sets: tuple[str, ...]
     """Sets of ``research_only``; even image ids are asked about."""
     measured_images: int
@@ -101,6 +107,7 @@ TRIALS = (
     Trial("with corrective clicks", "encoder only", "do corrections help?"),
     Trial("decoder frozen", "encoder only", "must the decoder learn?"),
     Trial("decoder by LoRA", "encoder only", "is a little enough?"),
+    Trial("IoU token distilled", "encoder only", "is its prediction worth following?"),
     Trial("granularity prior, best", "with corrective clicks", "does a proposed box help a click?"),
     Trial("granularity prior, mean", "granularity prior, best", "by the paper's rule?"),
 )
@@ -174,6 +181,8 @@ class Ablation:
         if trial.name == "prompts in the loop":
             phases = tuple(replace(phase, rounds=1) for phase in prompts.phases)
             prompts = replace(prompts, phases=phases)
+        if trial.name == "IoU token distilled":
+            prompts = replace(prompts, iou_weight=config.iou_weight)
         if trial.name == "decoder frozen":
             prompts = replace(prompts, decoder="frozen")
         if trial.name == "decoder by LoRA":
@@ -196,14 +205,18 @@ class Ablation:
         assert isinstance(student, EdgeSam)
         segmenter = TorchSegmenter(student, size, prior)
         answerer = _WithPrior(segmenter, rule) if rule else segmenter
+        asked = EvaluationConfig(starts=("box", "click"), candidate_rules=True)
         scores = []
         for set_name in self.config.measured_sets:
             folder = self.data / "research_only" / set_name
             limit = self.config.measured_images
             images = annotated_images(folder, None, half="even", per_image=4, limit=limit)
-            scores += evaluate(answerer, images, config=EvaluationConfig(starts=("box", "click")))
-        (means,) = mean_ious(scores).values()
-        return {column: means[column] for column in COLUMNS}
+            scores += evaluate(answerer, images, config=asked)
+        means = mean_ious(scores)
+        measured = {column: means["model"][column] for column in COLUMNS if column != BY_IOU}
+        if not rule:
+            measured[BY_IOU] = means[BY_PREDICTION]["click" + BY_RULE]
+        return measured
 
 
 class _WithPrior:
@@ -270,7 +283,7 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     for trial in TRIALS:
         own = [row for row in rows if row["trial"] == trial.name]
         if own:
-            cells = [_spread([row["miou_percent"][column] for row in own]) for column in COLUMNS]
+            cells = [_spread(_measured(own, column)) for column in COLUMNS]
             minutes = np.mean([row["cpu_minutes"] for row in own])
             lines.append(
                 f"| {trial.name} | {' | '.join(cells)} | {len(own)} | {minutes:.0f} | "
@@ -279,7 +292,14 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _measured(rows: Sequence[dict[str, Any]], column: str) -> list[float]:
+    """A column over seeds; a trial that proposes boxes has no rule to choose a mask by."""
+    return [row["miou_percent"][column] for row in rows if column in row["miou_percent"]]
+
+
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
@@ -288,13 +308,13 @@ def _spread(values: Sequence[float]) -> str:
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """A panel for every column, a line for every trial, a dot for every seed, a bar at the mean."""
     trials = [trial for trial in TRIALS if any(row["trial"] == trial.name for row in rows)]
-    figure = Figure(figsize=(11, 0.8 + 0.42 * len(trials)), layout="constrained", dpi=120)
+    figure = Figure(figsize=(13, 0.8 + 0.42 * len(trials)), layout="constrained", dpi=120)
     panels = figure.subplots(1, len(COLUMNS), sharey=True)
     for axes, column in zip(panels, COLUMNS, strict=True):
         for y, trial in enumerate(trials):
-            own = [r["miou_percent"][column] for r in rows if r["trial"] == trial.name]
-            axes.plot(own, [y] * len(own), "o", color="#0072B2", alpha=0.6, markersize=5)
-            axes.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color="#D55E00", linewidth=2)
+            if own := _measured([row for row in rows if row["trial"] == trial.name], column):
+                axes.plot(own, [y] * len(own), "o", color="#0072B2", alpha=0.6, markersize=5)
+                axes.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color="#D55E00", linewidth=2)
         axes.set_title(column, fontsize=10)
         axes.set_xlabel("mIoU, %")
         axes.grid(axis="x", color="#dddddd")

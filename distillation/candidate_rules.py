@@ -24,6 +24,9 @@ from edgesam_core.upscale import upscale
 
 Floats = npt.NDArray[Any]
 
+BY_STABILITY, BY_PREDICTION = "stability x click honoured", "IoU prediction x click honoured"
+"""The two rules that the service knows (edgesam_core/candidates.py)."""
+
 BEST_OF_FOUR = "best of four"
 """Chosen by the annotated mask: what no rule can beat."""
 
@@ -51,9 +54,9 @@ def ious_by_rule(
         places = np.arange(len(masks))
         ranks: dict[str, Floats] = {
             "as served": places == shown.candidate_index,
-            "stability x click honoured": stability * honoured,
+            BY_STABILITY: stability * honoured,
             "stability": stability,
-            "IoU prediction x click honoured": predicted * honoured,
+            BY_PREDICTION: predicted * honoured,
             "IoU prediction": predicted,
             "stability x IoU prediction x click honoured": stability * predicted * honoured,
             "always mask 0": -places,

@@ -23,8 +23,10 @@ from edgesam_core.nn.repvit import Trunk
 class EngineConfig:
     """What the engine needs of every stage: optimiser, schedule, precision, how often to look."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon": matrices learn by it (muon.py), all else by AdamW."""
     learning_rate: float = 1e-3
-    """Peak of AdamW's, after the warm-up."""
+    """The peak, after the warm-up."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from zero."""
     warmup_steps_from_weights: int = 50
@@ -52,6 +54,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, by name."""
+        if self.optimizer not in ("adamw", "muon"):
+            raise RunError(f"optimizer: expected adamw or muon, got {self.optimizer}")
         if self.precision not in ("fp32", "bf16"):
             raise RunError(f"precision: expected fp32 or bf16, got {self.precision}")
         _check_positive(

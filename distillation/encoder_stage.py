@@ -23,7 +23,6 @@ import argparse
 import functools
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from distillation.configs import EncoderStageConfig, load_recipe
 from distillation.embedding_sheet import draw_embeddings
 from distillation.embedding_store import EmbeddingStore, Entry
-from distillation.engine import Evaluation, Stage, StepResult, fit
+from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.losses import embedding_loss
 from distillation.network_input import valid_cells
 from edgesam_core.errors import EdgeSamError, RunError
@@ -121,8 +120,7 @@ class EncoderStage(Stage):
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[EncoderBatch]:
         """Every photo once in an epoch, in an order drawn for it; the processes share an epoch."""
         photos = _Photos(self, rank, world)
-        workers = min(4, len(os.sched_getaffinity(0)))
-        steps = range(first_step, self.steps)
+        steps, workers = range(first_step, self.steps), data_workers()
         yield from DataLoader(photos, batch_size=None, sampler=steps, num_workers=workers)
 
     @torch.no_grad()

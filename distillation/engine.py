@@ -1,7 +1,7 @@
 """The loop that every stage is trained by: read ``fit`` from top to bottom.
 
 A stage is a module whose forward is the loss, with its data and its evaluation (``Stage``). The
-engine adds what they have in common: devices and precision (Lightning Fabric), AdamW and its
+engine adds what they have in common: devices and precision (Lightning Fabric), optimiser and
 schedule, the average of the weights, checkpoints, log, curves and sample sheets.
 
 Resuming is exact: what a step draws depends on the seed, the step and the process alone, so a run
@@ -33,6 +33,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from distillation.configs import EngineConfig, save_recipe
+from distillation.muon import Muon, is_matrix
 from distillation.progress import Progress, draw_curves
 from distillation.run_folder import (
     append_to_log,
@@ -178,6 +179,17 @@ def launch(config: EngineConfig) -> Fabric:
     return fabric
 
 
+def data_workers() -> int:
+    """Worker processes that prepare the batches of each training process.
+
+    One where the CPU trains, and does not want company; a share of its cores where a GPU does.
+    """
+    if not torch.cuda.is_available():
+        return 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // processes - 1)
+
+
 class _Sealed:
     """A batch that Fabric leaves alone: it would turn coordinates and targets to bf16, too."""
 
@@ -214,19 +226,34 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def build_optimizer(student: nn.Module, config: EngineConfig) -> torch.optim.AdamW:
-    """AdamW on what learns; weight decay on matrices only, not on embeddings and tokens."""
+    """AdamW or Muon on what learns; no weight decay on vectors, embeddings and tokens."""
+    orthogonal: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_table = "embed" in name or "token.weight" in name or "tokens.weight" in name
-        (decayed if parameter.ndim > 1 and not is_table else kept).append(parameter)
+        if (
+            parameter.ndim < 2
+            or "embed" in name
+            or name.endswith(("token.weight", "tokens.weight"))
+        ):
+            kept.append(parameter)
+        elif config.optimizer == "muon" and is_matrix(parameter):
+            orthogonal.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
+    betas = (0.9, config.beta2)
+    if config.optimizer == "muon":
+        groups.append(
+            {"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True}
+        )
+        return Muon(groups, lr=config.learning_rate, betas=betas)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas)
 
 
 def learning_rate(config: EngineConfig, steps: int, step: int, from_weights: bool = False) -> float:

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from distillation.configs import GranularityStageConfig, load_recipe
 from distillation.data import Crop
-from distillation.engine import Evaluation, Stage, StepResult, fit
+from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.labelled_boxes import BoxBatch, LabelledBoxes, held_back_crops, mask_box
 from distillation.network_input import normalise
 from distillation.prompt_sampling import innermost_point
@@ -119,9 +119,10 @@ class GranularityStage(Stage):
         return features
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[BoxBatch]:
-        """Photos from one worker process."""
+        """Photos from worker processes, step by step in order however many they are."""
         photos = self.photos.starting_at(first_step, rank)
-        yield from DataLoader(photos, batch_size=None, num_workers=1, prefetch_factor=4)
+        workers = data_workers()
+        yield from DataLoader(photos, batch_size=None, num_workers=workers, prefetch_factor=4)
 
     @torch.no_grad()
     def evaluate(self, averaged: nn.Module) -> Evaluation:

@@ -1,7 +1,7 @@
 """Stage 2, prompts in the loop: click or box, then a click wherever the student is wrong.
 
-    python -m distillation.prompt_stage distillation/recipes/default_first.yaml DATA_DIR RUN_DIR
-    make train RECIPE=distillation/recipes/default_first.yaml DATA=DATA_DIR RUN=RUN_DIR
+    python -m distillation.prompt_stage distillation/recipes/default_1.yaml DATA_DIR RUN_DIR
+    make train RECIPE=distillation/recipes/default_1.yaml DATA=DATA_DIR RUN=RUN_DIR
     torchrun --nproc-per-node=2 -m distillation.prompt_stage RECIPE DATA_DIR RUN_DIR
 
 The same command goes on with a run that was stopped. One step draws a batch of crops with several
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from distillation.batches import Batch, TrainingScenes, held_back_batches
 from distillation.configs import PromptStageConfig, load_recipe
-from distillation.engine import Evaluation, Stage, StepResult, fit
+from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.lora import add_adapters, merge_adapters
 from distillation.losses import (
     distillation_loss,
@@ -154,9 +154,10 @@ class PromptStage(Stage):
         )
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
-        """From one worker process beside each training process."""
+        """From worker processes, step by step in order however many they are."""
         scenes = self.scenes.starting_at(first_step, rank)
-        yield from DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4)
+        workers = data_workers()
+        yield from DataLoader(scenes, batch_size=None, num_workers=workers, prefetch_factor=4)
 
     @torch.no_grad()
     def evaluate(self, averaged: torch.nn.Module) -> Evaluation:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distillation.candidate_rules import BY_PREDICTION, BY_STABILITY
 from distillation.evaluate import main as evaluate
 from distillation.evaluate import tables
 from edgesam_core.errors import EdgeSamError, RunError
@@ -33,9 +34,6 @@ ORIGIN = (
     "Trained from random weights by this project's distillation/recipes/default_first.yaml and "
     "default.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
 )
-
-BY_STABILITY, BY_PREDICTION = "stability x click honoured", "IoU prediction x click honoured"
-"""The two rules of edgesam_core/candidates.py, as candidate_rules.py calls them."""
 
 
 @dataclass(frozen=True)

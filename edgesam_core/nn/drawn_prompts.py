@@ -2,8 +2,8 @@
 
 SAM tells its decoder of a click or a box by tokens alone; where they lie must be learned from their
 Fourier features, which took most of a short training. Here they are drawn as well, in the form of
-low-res logits that SAM's prompt encoder reads already (``mask_input``): the ellipse in the box, and
-a bump at every click, on top of the earlier mask where there is one. No weight is added.
+low-res logits that SAM's prompt encoder reads already (``mask_input``): the sum of the earlier mask,
+if there is one, the ellipse in the box, and a bump at every click. No weight is added.
 
 A published checkpoint was not trained with this and does not get it: ``EdgeSam.draws_prompts``, and
 ``draws_prompts`` in a bundle's manifest. Measured in docs/decisions/005.
@@ -49,7 +49,7 @@ def draw_prompts(
         input_size: S.
 
     Returns:
-        [B, 1, S/4, S/4]: the earlier logits, else the ellipse in the box, else 0; plus the clicks.
+        [B, 1, S/4, S/4]: the sum of the earlier logits, the ellipse in the box, and the clicks.
     """
     coords = point_coords + 0.5
     cells = (torch.arange(input_size // CELL_PX, device=coords.device) + 0.5) * CELL_PX
@@ -58,10 +58,10 @@ def draw_prompts(
     drawn = _ellipses(coords, point_labels, x, y)
     if earlier_logits is not None:
         earlier = earlier_logits.clamp(-EARLIER_LOGIT, EARLIER_LOGIT)
-        if has_earlier is None:
-            drawn = earlier
-        else:
-            drawn = torch.where(has_earlier.reshape(-1, 1, 1, 1) > 0, earlier, drawn)
+        if has_earlier is not None:  # where there are none, anything may stand, NaN included
+            counts = has_earlier.reshape(-1, 1, 1, 1) > 0
+            earlier = torch.where(counts, earlier, torch.zeros_like(earlier))
+        drawn = drawn + earlier
 
     sign = (point_labels == POSITIVE).to(coords.dtype) - (point_labels == NEGATIVE).to(coords.dtype)
     sigma = CLICK_RADIUS * input_size
