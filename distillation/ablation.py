@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from matplotlib.figure import Figure
 
 from distillation.annotated_images import annotated_images
 from distillation.candidate_rules import BY_PREDICTION
 from distillation.click_rounds import Answer
+from distillation.command import add_threads, run_command
 from distillation.configs import (
     EncoderStageConfig,
     EngineConfig,
@@ -52,7 +52,7 @@ from distillation.torch_segmenter import TorchSegmenter
 from edgesam_core.arrays import ImageRGB
 from edgesam_core.decode import Prompt
 from edgesam_core.encode import Embedding
-from edgesam_core.errors import EdgeSamError, RunError
+from edgesam_core.errors import RunError
 from edgesam_core.granularity import MergeRule
 from edgesam_core.nn.checkpoint import read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -340,19 +340,15 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", help="only these; all if not given")
-    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    add_threads(parser)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
+
+    def run() -> None:
         config = load_ablation(args.recipe)
         Ablation(config, args.data, args.out).run(args.seeds or config.seeds)
-    except EdgeSamError as exc:
-        print(exc.sentence, file=sys.stderr)
-        return 1
-    print(save_summary(read_rows(args.out), args.out))
-    return 0
+        print(save_summary(read_rows(args.out), args.out))
+
+    return run_command(run, threads=args.threads)
 
 
 if __name__ == "__main__":

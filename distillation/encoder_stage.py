@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,13 +34,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from distillation.command import add_threads, run_command
 from distillation.configs import EncoderStageConfig, load_recipe
 from distillation.embedding_sheet import draw_embeddings
 from distillation.embedding_store import EmbeddingStore, Entry
 from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.losses import embedding_loss
 from distillation.network_input import valid_cells
-from edgesam_core.errors import EdgeSamError, RunError
+from edgesam_core.errors import RunError
 from edgesam_core.image import read_image
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -253,21 +253,17 @@ def main() -> int:
     parser.add_argument("--embeddings", type=Path, required=True, help="of teacher_embeddings")
     parser.add_argument("--init", type=Path, help="weights of a student to start from")
     parser.add_argument("--decoder", type=Path, help="checkpoint whose decoder the student gets")
-    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    add_threads(parser)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
+
+    def train() -> None:
         config = load_recipe(args.recipe, EncoderStageConfig)
         stage = EncoderStage(
             config, args.images, args.embeddings, init=args.init, decoder=args.decoder
         )
         fit(stage, config, args.run, from_weights=args.init is not None)
-    except EdgeSamError as exc:
-        print(exc.sentence, file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command(train, threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ engine's schedule instead of MMDetection's "1x", and crops (data.py) instead of 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from distillation.command import add_threads, run_command
 from distillation.configs import GranularityStageConfig, load_recipe
 from distillation.data import Crop
 from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
@@ -40,7 +40,7 @@ from distillation.sheets import Sample, draw_sheet
 from distillation.torch_segmenter import TorchSegmenter
 from edgesam_core.decode import Prompt
 from edgesam_core.encode import Embedding
-from edgesam_core.errors import EdgeSamError, RunError
+from edgesam_core.errors import RunError
 from edgesam_core.granularity import MergeRule, anchors
 from edgesam_core.nn.checkpoint import official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -200,19 +200,15 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--init", type=Path, help="a checkpoint whose prior to start from")
-    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    add_threads(parser)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
+
+    def train() -> None:
         config = load_recipe(args.recipe, GranularityStageConfig)
         stage = GranularityStage(config, args.model, args.data, init=args.init)
         fit(stage, config, args.run, from_weights=args.init is not None)
-    except EdgeSamError as exc:
-        print(exc.sentence, file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command(train, threads=args.threads)
 
 
 if __name__ == "__main__":

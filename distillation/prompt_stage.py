@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from distillation.batches import Batch, TrainingScenes, held_back_batches
+from distillation.command import add_threads, run_command
 from distillation.configs import PromptStageConfig, load_recipe
 from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.lora import add_adapters, merge_adapters
@@ -279,19 +279,15 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--init", type=Path, help="weights to start from")
-    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    add_threads(parser)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
+
+    def train() -> None:
         config = load_recipe(args.recipe, PromptStageConfig)
         stage = PromptStage(config, args.data, init=args.init)
         fit(stage, config, args.run, from_weights=args.init is not None)
-    except EdgeSamError as exc:
-        print(exc.sentence, file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command(train, threads=args.threads)
 
 
 if __name__ == "__main__":

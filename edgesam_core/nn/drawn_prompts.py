@@ -2,8 +2,8 @@
 
 SAM tells its decoder of a click or a box by tokens alone; where they lie must be learned from their
 Fourier features, which took most of a short training. Here they are drawn as well, in the form of
-low-res logits that SAM's prompt encoder reads already (``mask_input``): the sum of the earlier mask,
-if there is one, the ellipse in the box, and a bump at every click. No weight is added.
+low-res logits that SAM's prompt encoder reads already (``mask_input``): the sum of the earlier
+mask, if there is one, the ellipse in the box, and a bump at every click. No weight is added.
 
 A published checkpoint was not trained with this and does not get it: ``EdgeSam.draws_prompts``, and
 ``draws_prompts`` in a bundle's manifest. Measured in docs/decisions/005.
