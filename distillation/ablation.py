@@ -100,7 +100,10 @@ class Trial:
     """For the table: what it is there to show, beside which one."""
 
 
+TEACHER = "the teacher"
+
 TRIALS = (
+    Trial(TEACHER, None, "what all learn from; no training"),
     Trial("encoder only", None, "where all begin"),
     Trial("encoder only, longer", None, "is it the steps?"),
     Trial("prompts in the loop", "encoder only", "does the loop help, without corrections?"),
@@ -132,7 +135,7 @@ class Ablation:
         teacher = load_teacher(config.teacher, input_size=config.prompts.teacher_input_size)
         if not isinstance(teacher, NetworkTeacher):
             raise RunError("teacher: masks have no embeddings. Name a checkpoint or a bundle.")
-        self.teacher_name = teacher.name
+        self.teacher_name, self.teacher_network = teacher.name, teacher.network
         self.embeddings = embed(teacher, self.photos, out / "embeddings").folder
 
     def run(self, seeds: Sequence[int]) -> None:
@@ -140,6 +143,8 @@ class Ablation:
         for seed in seeds:
             for trial in TRIALS:
                 folder = self.folder(trial.name, seed)
+                if trial.name == TEACHER and not self._measures_teacher(seed):
+                    continue
                 if not (folder / "scores.json").exists():
                     started = time.process_time()
                     self.train(trial, seed)
@@ -149,6 +154,10 @@ class Ablation:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_whole(folder / "scores.json", json.dumps(row).encode())
                     logger.info("%s", row)
+
+    def _measures_teacher(self, seed: int) -> bool:
+        """Once, and only one that takes the student's size."""
+        return seed == self.config.seeds[0] and isinstance(self.teacher_network, EdgeSam)
 
     def folder(self, name: str, seed: int) -> Path:
         """Where a trial lies."""
@@ -163,6 +172,8 @@ class Ablation:
     def build(self, trial: Trial, seed: int) -> tuple[Stage, EngineConfig] | None:
         """The stage that a trial adds, and its recipe; None for one that only asks otherwise."""
         config = self.config
+        if trial.name == TEACHER:
+            return None
         before = self.folder(trial.begins_as, seed) / WEIGHTS if trial.begins_as else None
         if trial.begins_as is None:
             steps = config.encoder.steps
@@ -196,12 +207,15 @@ class Ablation:
         if name.startswith("granularity"):
             rule = "mean" if name.endswith("mean") else "best"
             name = "granularity prior, best"
-        weights = read_checkpoint(self.folder(name, seed) / WEIGHTS)
-        prior = build_granularity_prior(weights)
+        size, prior = self.config.encoder.size, None
+        if name == TEACHER:
+            student = self.teacher_network
+        else:
+            weights = read_checkpoint(self.folder(name, seed) / WEIGHTS)
+            prior = build_granularity_prior(weights)
+            student = model_from(weights, draws_prompts=self.config.prompts.draws_prompts)
         if prior is not None:
             prior.eval()
-        student = model_from(weights, draws_prompts=self.config.prompts.draws_prompts)
-        size = self.config.encoder.size
         assert isinstance(student, EdgeSam)
         segmenter = TorchSegmenter(student, size, prior)
         answerer = _WithPrior(segmenter, rule) if rule else segmenter
