@@ -24,7 +24,7 @@ GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.$(KEEP)
 train test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-train setup-label-studio serve train test test-quick check format bench \
+.PHONY: help setup setup-train setup-label-studio serve worker train test test-quick check format bench \
 	audit python
 
 help: ## list what there is
@@ -34,6 +34,9 @@ setup: .venv/ready .venv-dev/ready ## install the environments for serving and f
 
 serve: .venv/ready ## answer Label Studio on HOST:PORT (127.0.0.1:9090) with MODEL (default)
 	.venv/bin/gunicorn _wsgi:app
+
+worker: .venv/ready ## encode images for the servers that share REDIS_URL and the cache folder
+	.venv/bin/python -m backend.worker
 
 setup-train: .venv-train/ready ## install the environment for training
 
@@ -66,7 +69,7 @@ bench: .venv-dev/ready ## measure every stage beside its peer; the last line is 
 
 audit: .venv-dev/ready ## ask an advisory service about every pinned version; a skipped one fails
 	$(DEV)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
-		-r requirements.txt -r requirements-label-studio-ml.txt \
+		-r requirements.txt -r requirements-no-deps.txt \
 		-r requirements-train.txt -r requirements-dev.txt
 
 setup-label-studio: .venv-label-studio/ready ## install Label Studio for the tests that click in it
@@ -77,10 +80,10 @@ python:
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is older than Python 3.11." \
 		"Name a newer one: make serve PYTHON=/path/to/python3"; exit 1; }
 
-.venv/ready: requirements.txt requirements-label-studio-ml.txt | python
+.venv/ready: requirements.txt requirements-no-deps.txt | python
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install --quiet -r requirements.txt
-	.venv/bin/pip install --quiet --no-deps -r requirements-label-studio-ml.txt
+	.venv/bin/pip install --quiet --no-deps -r requirements-no-deps.txt
 	@touch $@
 
 .venv-train/ready: requirements-train.txt | python
@@ -88,12 +91,12 @@ python:
 	.venv-train/bin/pip install --quiet -r requirements-train.txt
 	@touch $@
 
-.venv-dev/ready: requirements.txt requirements-label-studio-ml.txt requirements-train.txt \
+.venv-dev/ready: requirements.txt requirements-no-deps.txt requirements-train.txt \
 		requirements-dev.txt | python
 	$(PYTHON) -m venv --clear .venv-dev
 	$(DEV)/pip install --quiet -r requirements-train.txt
 	$(DEV)/pip install --quiet --no-deps -r requirements.txt \
-		-r requirements-label-studio-ml.txt -r requirements-dev.txt
+		-r requirements-no-deps.txt -r requirements-dev.txt
 	@touch $@
 
 .venv-label-studio/ready: | python

@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Flask:
 def _register(app: Flask, service: Service) -> None:
     """Routes, access, the request's log line, and the one error handler."""
     settings = service.settings
-    routes = Routes(service.model, service.engine, service.metrics, settings)
+    routes = Routes(service.model, service.engine, service.prefetch, service.metrics, settings)
     for route in ROUTES:
         app.add_url_rule(
             settings.auth.url_prefix + route.path,

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from backend.images import ImageLoader, ImageSettings
 from backend.label_config import image_uri, parse_label_config
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
+from backend.queues import QueueSettings, connect, eviction_complaint, listening
 from edgesam_core.errors import EdgeSamError, LabelConfigError, RequestError, UpstreamError
 from edgesam_core.image import read_image
 
@@ -41,6 +44,7 @@ def examine(
     images: ImageSettings,
     *,
     open_model: Callable[[], str],
+    queues: QueueSettings = QueueSettings(),  # noqa: B008  frozen
     project_id: int | None = None,
 ) -> Iterator[Finding]:
     """Walk the way of a click and say what is found, step by step.
@@ -53,9 +57,13 @@ def examine(
         images: As the server would use them; the cache is left out, so that one image is really
             fetched.
         open_model: Opens the bundle that would be served and returns its name.
+        queues: As the server would use them; without Redis there is nothing to say about them.
         project_id: The project to look at; None: the newest with a backend attached.
     """
     yield _try(lambda: f"The model {open_model()} opens.")
+    if queues.redis_url is not None:
+        url = queues.redis_url
+        yield _try(lambda: _check_workers(url))
 
     # Asked for a project's backends, Label Studio asks each of them first.
     client = LabelStudioClient(replace(label_studio, timeout_s=PATIENCE_S))
@@ -73,7 +81,7 @@ def examine(
     except EdgeSamError as exc:
         yield Finding(False, exc.sentence)
         return
-    loader = ImageLoader(replace(images, cache_dir=None), client)
+    loader = ImageLoader(images, client)
     yield _try(lambda: _check_backend(project, backends))
     yield _try(lambda: _check_label_config(project))
     yield _try(lambda: _check_image(client, loader, project, images.max_pixels))
@@ -84,6 +92,23 @@ def _try(step: Callable[[], str]) -> Finding:
         return Finding(True, step())
     except EdgeSamError as exc:
         return Finding(False, exc.sentence)
+
+
+def _check_workers(url: str) -> str:
+    redis = connect(url, timeout_s=5)
+    try:
+        workers, complaint = len(listening(redis)), eviction_complaint(redis)
+    except RedisError as exc:
+        raise UpstreamError(
+            f"The Redis of REDIS_URL does not answer ({type(exc).__name__}). Start it, or unset "
+            "REDIS_URL; until then each process encodes for itself."
+        ) from exc
+    if complaint:
+        raise RequestError(f"{complaint} Workers that listen: {workers}.")
+    sentence = f"Redis answers at REDIS_URL, with noeviction; workers that listen: {workers}."
+    if not workers:
+        raise UpstreamError(f"{sentence} Start one (make worker), or each click encodes by itself.")
+    return sentence
 
 
 def _check_reachable(client: LabelStudioClient) -> str:
@@ -101,14 +126,7 @@ def _find_project(
 ) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     """A project as the API has it, and the backends attached to it."""
     if project_id is not None:
-        try:
-            project = client.get_json(f"/api/projects/{project_id}/")
-        except RequestError as exc:  # a 404 is about the caller's number here, not about a file
-            raise RequestError(
-                f"Label Studio has no project {project_id} that the token's owner can see. "
-                "The number stands in the project's address in the browser."
-            ) from exc
-        return project, _backends(client, project_id)
+        return client.project(project_id), _backends(client, project_id)
     projects = client.get_json("/api/projects/", page_size=PROJECTS_TO_SEARCH)["results"]
     if not projects:
         raise UpstreamError(

@@ -1,10 +1,11 @@
 """The image embedding, kept for the next click, and encoded once however many ask for it.
 
 A click needs the embedding of its image; making one takes a hundred times as long as using it. So
-embeddings are kept, as float16, up to a budget of bytes, the longest unused going first. Requests
-for an image that is just being encoded wait for that one encode. Encodes of different images take
-turns, since each uses all the processors that it may. All waits end: after `wait_s` the answer is
-503 with a sentence.
+embeddings are kept as float16 in two tiers: the memory of this process, up to a budget of bytes,
+over a store that all processes share (store.py) and that survives them. Requests for an image that
+is just being encoded wait for that one encode. Encodes of different images take turns, since each
+uses all the processors that it may. All waits end: after `wait_s` the answer is 503, with a
+sentence.
 
 The key is made from the image's bytes, the bundle's version and the pre-processing's version: a
 swapped model never meets an old embedding, and a rollback finds its own. Proposals of a granularity
@@ -13,21 +14,28 @@ prior lie with the embedding and are weighed with it.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
+from backend.byte_budget import ByteBudget
+from backend.embedding_bytes import bytes_to_embedding, embedding_to_bytes
+from backend.logs import Complaints
+from backend.store import NO_STORE, Store
+from backend.turns import Turns
 from edgesam_core import preprocess
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import Unavailable
 
-V = TypeVar("V")
 Outcome = Literal["hit", "miss", "joined"]
+
+_SHARED_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,72 +69,91 @@ def embedding_key(image_key: str, bundle_version: str, *, with_proposals: bool =
     return f"{key}:proposals" if with_proposals else key
 
 
-class ByteBudget(Generic[V]):
-    """A thread-safe mapping that forgets what was unused longest when it weighs too much."""
+@dataclass
+class _Kept:
+    """An embedding in float16 in memory, and when the shared store last had it (monotonic)."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        """Start empty.
-
-        Args:
-            budget_bytes: For all values together; a value larger than that is not kept.
-        """
-        self._budget_bytes = budget_bytes
-        self._items: OrderedDict[str, tuple[V, int]] = OrderedDict()
-        self._lock = threading.Lock()
-        self.used_bytes = 0
-
-    def get(self, key: str) -> V | None:
-        """The value, which now is the last to be forgotten."""
-        with self._lock:
-            item = self._items.get(key)
-            if item is None:
-                return None
-            self._items.move_to_end(key)
-            return item[0]
-
-    def put(self, key: str, value: V, size_bytes: int) -> None:
-        """Keep a value, and forget others for it if need be."""
-        with self._lock:
-            _, old_bytes = self._items.pop(key, (None, 0))
-            self._items[key] = (value, size_bytes)
-            self.used_bytes += size_bytes - old_bytes
-            while self.used_bytes > self._budget_bytes:
-                _, (_, freed) = self._items.popitem(last=False)
-                self.used_bytes -= freed
-
-    def __len__(self) -> int:
-        """How many values are kept."""
-        return len(self._items)
+    embedding: Embedding
+    shared_at: float
 
 
 class EmbeddingStore:
-    """Embeddings by key; safe to share between threads."""
+    """Embeddings by key, in memory over the shared store; safe to share between threads."""
 
-    def __init__(self, settings: EmbeddingSettings, *, encodes_at_once: int = 1) -> None:
-        """Start empty.
+    def __init__(
+        self,
+        settings: EmbeddingSettings,
+        shared: Store = NO_STORE,
+        *,
+        encodes_at_once: int = 1,
+    ) -> None:
+        """Start with an empty memory.
 
         Args:
-            settings: Budget and patience.
+            settings: Budget of the memory, and patience.
+            shared: What all processes share; `NO_STORE` for memory alone.
             encodes_at_once: How many images may be encoded side by side; with all processors
                 given to each encode, more than one makes all of them slower.
         """
         self._settings = settings
-        self._kept: ByteBudget[Embedding] = ByteBudget(settings.cache_bytes)
-        self._turns = threading.BoundedSemaphore(encodes_at_once)
+        self._memory: ByteBudget[_Kept] = ByteBudget(settings.cache_bytes)
+        self._shared = shared
+        self._turns = Turns(encodes_at_once)
         self._in_flight: dict[str, Future[Embedding]] = {}
         self._lock = threading.Lock()
+        self._complaints = Complaints(logging.getLogger(__name__))
 
     def get(self, key: str) -> Embedding | None:
-        """The embedding, if it is kept."""
-        kept = self._kept.get(key)
+        """The embedding, if memory or the shared store has it."""
+        kept = self._find(key)
         return None if kept is None else _widened(kept)
 
-    def get_or_encode(self, key: str, encode: Callable[[], Embedding]) -> tuple[Embedding, Outcome]:
-        """The embedding, made by `encode` if neither kept nor being made.
+    def has(self, key: str) -> bool:
+        """Whether memory or the shared store has it; nothing is read."""
+        return self._memory.get(key) is not None or self._shared.has(key)
+
+    def encode_ahead(self, key: str, encode: Callable[[], Embedding]) -> bool:
+        """Encode an image that nobody waits for yet, once no click encodes or waits to.
+
+        It leads no click into waiting: until its turn comes it is nothing to join.
+
+        Args:
+            key: From `embedding_key`.
+            encode: As for `get_or_encode`.
+
+        Returns:
+            Whether it was encoded here; False where somebody else was quicker.
+
+        Raises:
+            Unavailable: Clicks left no turn in time.
+            EdgeSamError: Whatever `encode` raised.
+        """
+        if not self._turns.take_while_idle(self._settings.wait_s):
+            raise _too_busy()
+        try:
+            flight, is_leader = self._board(key)
+            if not is_leader:
+                return False
+            outcome = self._lead(key, flight, lambda: self._encode(key, encode))
+        finally:
+            self._turns.give_back()
+        return self._share(key, flight.result(), outcome)
+
+    def get_or_encode(
+        self,
+        key: str,
+        encode: Callable[[], Embedding],
+        *,
+        ask_worker: Callable[[], bool] | None = None,
+    ) -> tuple[Embedding, Outcome]:
+        """The embedding, made by a worker or by `encode` if neither kept nor being made.
 
         Args:
             key: From `embedding_key`.
             encode: Reads and encodes the image; called at most once at a time for a key.
+            ask_worker: Has a worker encode it, and waits: True if the shared store has it now,
+                False if it is to be encoded here. Called before a turn is taken here, at most once
+                at a time for a key.
 
         Returns:
             The embedding (rounded to float16, so that the first click on an image and all later
@@ -136,33 +163,69 @@ class EmbeddingStore:
             Unavailable: The wait took too long.
             EdgeSamError: Whatever `encode` raised, for all that waited for it.
         """
-        kept = self.get(key)
+        kept = self._from_memory(key)
         if kept is not None:
-            return kept, "hit"
-        with self._lock:
-            flight = self._in_flight.get(key)
-            is_leader = flight is None
-            if flight is None:
-                flight = self._in_flight[key] = Future()
+            return _widened(kept), "hit"
+        flight, is_leader = self._board(key)
+        outcome: Outcome = "joined"
         if is_leader:
-            self._lead(key, flight, encode)
+            outcome = self._lead(key, flight, lambda: self._make(key, encode, ask_worker))
         try:
             embedding = flight.result(timeout=self._settings.wait_s)
         except TimeoutError as exc:
             raise _too_busy() from exc
-        return _widened(embedding), "miss" if is_leader else "joined"
+        self._share(key, embedding, outcome)
+        return _widened(embedding), outcome
 
-    def _lead(self, key: str, flight: Future[Embedding], encode: Callable[[], Embedding]) -> None:
-        """Encode when it is this image's turn; result or error go into the flight."""
+    def _board(self, key: str) -> tuple[Future[Embedding], bool]:
+        """The flight that makes an embedding, and whether the caller leads it."""
+        with self._lock:
+            flight = self._in_flight.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._in_flight[key] = Future()
+            return flight, True
+
+    def _share(self, key: str, embedding: Embedding, outcome: Outcome) -> bool:
+        """Put what was encoded here into the shared store; whether it was.
+
+        After those who wait for the same image were let go: they do not wait for the disk.
+        """
+        if outcome == "miss":
+            self._shared.put(key, embedding_to_bytes(embedding))
+        return outcome == "miss"
+
+    def _make(
+        self,
+        key: str,
+        encode: Callable[[], Embedding],
+        ask_worker: Callable[[], bool] | None,
+    ) -> tuple[Embedding, Outcome]:
+        """Find the embedding or have it made, for a click."""
+        # Between the look-up and taking the lead another leader may have finished.
+        embedding = self._find(key)
+        if embedding is not None:
+            return embedding, "hit"
+        if ask_worker is not None and ask_worker():
+            embedding = self._find(key)
+            if embedding is not None:
+                return embedding, "joined"
+            self._complaints.warn(
+                "A worker encoded an image that is not in the store here. Give servers and "
+                "workers the same EDGESAM_CACHE_DIR or EDGESAM_STORE_URL."
+            )
+        return self._encode_in_turn(key, encode)
+
+    def _lead(
+        self,
+        key: str,
+        flight: Future[Embedding],
+        make: Callable[[], tuple[Embedding, Outcome]],
+    ) -> Outcome:
+        """Make the embedding; it or an error goes into the flight."""
+        outcome: Outcome = "hit"
         try:
-            if not self._turns.acquire(timeout=self._settings.wait_s):
-                raise _too_busy()
-            try:
-                # Between the look-up and taking the lead another leader may have finished.
-                embedding = self._kept.get(key) or _narrowed(encode())
-            finally:
-                self._turns.release()
-            self._kept.put(key, embedding, embedding.nbytes)
+            embedding, outcome = make()
             flight.set_result(embedding)
         except BaseException as exc:
             flight.set_exception(exc)
@@ -171,6 +234,54 @@ class EmbeddingStore:
         finally:
             with self._lock:
                 del self._in_flight[key]
+        return outcome
+
+    def _encode_in_turn(
+        self, key: str, encode: Callable[[], Embedding]
+    ) -> tuple[Embedding, Outcome]:
+        """Encode when it is this image's turn."""
+        if not self._turns.take(self._settings.wait_s):
+            raise _too_busy()
+        try:
+            return self._encode(key, encode)
+        finally:
+            self._turns.give_back()
+
+    def _encode(self, key: str, encode: Callable[[], Embedding]) -> tuple[Embedding, Outcome]:
+        """Encode, with the turn in hand, unless another process was quicker."""
+        embedding = self._find(key)
+        if embedding is not None:
+            return embedding, "joined"
+        embedding = _narrowed(encode())
+        self._memory.put(key, _Kept(embedding, time.monotonic()), embedding.nbytes)
+        return embedding, "miss"
+
+    def _find(self, key: str) -> Embedding | None:
+        """The embedding in float16, from memory or else from the shared store."""
+        embedding = self._from_memory(key)
+        if embedding is not None:
+            return embedding
+        data = self._shared.get(key)
+        embedding = None if data is None else bytes_to_embedding(data)
+        if embedding is not None:
+            self._memory.put(key, _Kept(embedding, time.monotonic()), embedding.nbytes)
+        return embedding
+
+    def _from_memory(self, key: str) -> Embedding | None:
+        """The embedding, if memory has it; once in a while the shared store is told of its use.
+
+        Otherwise what is used most would be the longest unused there, and what a store has lost
+        (an evicted entry, a Redis that was restarted) would be lost to all other processes.
+        """
+        kept = self._memory.get(key)
+        if kept is None:
+            return None
+        now = time.monotonic()
+        if now - kept.shared_at > _SHARED_AGAIN_S:
+            kept.shared_at = now
+            if not self._shared.has(key):
+                self._shared.put(key, embedding_to_bytes(kept.embedding))
+        return kept.embedding
 
 
 def _too_busy() -> Unavailable:

@@ -12,26 +12,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Literal
 
 from backend import logs
 from backend.embeddings import EmbeddingStore, Outcome, embedding_key
 from backend.granularity import GranularitySettings, merge_rule
 from backend.images import ImageLoader
-from backend.label_config import ImageTag, LabelConfig, image_uri, parse_label_config
+from backend.jobs import EncodeRequest, Jobs
+from backend.label_config import (
+    ImageTag,
+    LabelConfig,
+    image_uri,
+    image_uris,
+    parse_label_config,
+)
 from backend.metrics import Metrics
 from backend.model import ServedModel
 from backend.prompts import ObjectPrompt, Prompts, read_prompts
 from backend.refinement import Refinement
 from backend.results import ResultSettings, Suggested, clean_mask, regions_for
 from edgesam_core.encode import Embedding
-from edgesam_core.errors import PromptError, RequestError
+from edgesam_core.errors import BundleError, ImageError, PromptError, RequestError
 from edgesam_core.granularity import MergeRule
 from edgesam_core.image import read_image
 from edgesam_core.segmenter import Segmenter, with_proposed_box
 
 Prediction = dict[str, Any]
 """``{"result": [...], "score": ..., "model_version": ...}``, one per task."""
+
+Ahead = Literal["warm", "encoded", "queued"]
+"""It was encoded already; was encoded here; a worker will see to it."""
 
 
 class Engine:
@@ -45,6 +57,7 @@ class Engine:
         refinement: Refinement,
         settings: ResultSettings,
         metrics: Metrics,
+        jobs: Jobs,
         *,
         max_pixels: int,
         granularity: GranularitySettings = GranularitySettings(),  # noqa: B008  frozen
@@ -58,6 +71,7 @@ class Engine:
             refinement: Kept logits of earlier masks.
             settings: How masks become regions.
             metrics: Where times and hits are counted.
+            jobs: Workers that encode, if there are any.
             max_pixels: Width x height of the largest image that is read.
             granularity: Whether proposed boxes join single clicks, unless asked otherwise.
         """
@@ -67,6 +81,7 @@ class Engine:
         self._refinement = refinement
         self._settings = settings
         self._metrics = metrics
+        self._jobs = jobs
         self._max_pixels = max_pixels
         self._granularity = granularity
 
@@ -108,19 +123,84 @@ class Engine:
         rule = self._merge_rule(context, config)
         return [self._answer(task, config, prompts, rule) for task in tasks]
 
-    def encode_image(self, task: Mapping[str, Any], label_config_xml: object) -> bool:
-        """Encode a task's first image ahead of a click.
+    def images_of(
+        self, tasks: Sequence[Mapping[str, Any]], label_config_xml: object
+    ) -> list[EncodeRequest]:
+        """What clicks on these tasks would need encoded, in order; asks nobody.
 
-        Returns:
-            False where it had been encoded already.
+        A task without a picture is passed over: whoever clicks on it is told.
+
+        Raises:
+            LabelConfigError: The config has no image, or asks for what the model lacks.
         """
         config = parse_label_config(label_config_xml)
-        rule = self._merge_rule(None, config)
+        rule, version = self._merge_rule(None, config), self.model.version
+        requests = []
+        for task in tasks:
+            with suppress(ImageError, RequestError):
+                requests += [
+                    EncodeRequest(uri, _task_id(task), None, version, rule is not None)
+                    for uri in image_uris(config.image(), _fields(task))
+                ]
+        return requests
+
+    def encode_ahead(self, request: EncodeRequest) -> Ahead:
+        """Have an image encoded that nobody waits for: by a worker, or here when nobody clicks.
+
+        An image that is encoded already costs a look into the store and no fetch.
+
+        Raises:
+            EdgeSamError: Whatever stands between the address and its embedding.
+        """
         segmenter = self.model.segmenter()
-        _, _, outcome = self._embedding(
-            segmenter, task, config.image(), None, with_proposals=rule is not None
-        )
-        return outcome != "hit"
+
+        def key_of(image_key: str) -> str:
+            return embedding_key(
+                image_key, segmenter.version, with_proposals=request.with_proposals
+            )
+
+        image_key = self._images.key(request.uri, request.task_id)
+        if image_key is not None and self._embeddings.has(key_of(image_key)):
+            return "warm"
+        image = self._images.fetch(request.uri, task_id=request.task_id)
+        key = key_of(image.sha256)
+        if self._embeddings.has(key):
+            return "warm"
+        for_worker = replace(request, image_key=image.sha256, version=segmenter.version)
+        if self._jobs.prefetch(for_worker, key=key):
+            return "queued"
+
+        def encode() -> Embedding:
+            return self._encode(segmenter, image.data, with_proposals=request.with_proposals)
+
+        return "encoded" if self._embeddings.encode_ahead(key, encode) else "warm"
+
+    def encode(self, request: EncodeRequest) -> Outcome:
+        """Do a job: encode its image into the shared store; "hit" where it lies there already.
+
+        Raises:
+            BundleError: The job was made for another version of the model.
+            ImageError: The address gives other bytes than those that were clicked on.
+            EdgeSamError: Whatever else stands between the address and its embedding.
+        """
+        segmenter = self.model.segmenter()
+        if request.version != segmenter.version:
+            raise BundleError(
+                "This worker serves another version of the model than the one that clicks ask for. "
+                "Start workers and servers with the same MODEL.",
+                detail=f"{segmenter.version} here, {request.version} asked",
+            )
+        image = self._images.fetch(request.uri, task_id=request.task_id)
+        if request.image_key not in (None, image.sha256):
+            raise ImageError(
+                "The image at this address has changed since it was clicked on. Click again."
+            )
+        key = embedding_key(image.sha256, segmenter.version, with_proposals=request.with_proposals)
+
+        def encode() -> Embedding:
+            return self._encode(segmenter, image.data, with_proposals=request.with_proposals)
+
+        return self._embeddings.get_or_encode(key, encode)[1]
 
     def _merge_rule(
         self, context: Mapping[str, Any] | None, config: LabelConfig
@@ -227,10 +307,7 @@ class Engine:
         with_proposals: bool,
     ) -> tuple[str, Embedding, Outcome]:
         """Key and embedding of the image that was clicked on, and how it was found."""
-        fields = task.get("data")
-        if not isinstance(fields, Mapping):
-            raise RequestError("The task has no data. Send it as Label Studio does.")
-        uri, task_id = image_uri(tag, fields, item_index), _task_id(task)
+        uri, task_id = image_uri(tag, _fields(task), item_index), _task_id(task)
         with self._metrics.stage("fetch"):
             image_key = self._images.key(uri, task_id)
         if image_key is not None:
@@ -247,7 +324,10 @@ class Engine:
             self._metrics.observe_stage("wait", time.perf_counter() - asked)
             return self._encode(segmenter, image.data, with_proposals=with_proposals)
 
-        embedding, outcome = self._embeddings.get_or_encode(key, encode)
+        request = EncodeRequest(uri, task_id, image.sha256, segmenter.version, with_proposals)
+        embedding, outcome = self._embeddings.get_or_encode(
+            key, encode, ask_worker=lambda: self._jobs.encode(request, key=key)
+        )
         if outcome == "joined":
             self._metrics.observe_stage("wait", time.perf_counter() - asked)
         return self._found(key, embedding, outcome)
@@ -267,6 +347,13 @@ class Engine:
             image = read_image(data, max_pixels=self._max_pixels)
         with self._metrics.stage("encode"):
             return segmenter.embed(image, with_proposals=with_proposals)
+
+
+def _fields(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    fields = task.get("data")
+    if not isinstance(fields, Mapping):
+        raise RequestError("The task has no data. Send it as Label Studio does.")
+    return fields
 
 
 def _task_id(task: Mapping[str, Any]) -> int | None:

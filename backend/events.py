@@ -6,21 +6,15 @@ The open-source page of Label Studio 1.23.2 never sends one. The form is that of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import BoundedSemaphore
 from typing import Any
 
 from backend import logs
 from backend.engine import Engine, Prediction
 from backend.label_config import parse_label_config
+from backend.prefetch import Prefetch
 from backend.results import fresh_id
-from edgesam_core.errors import EdgeSamError, RequestError
-
-logger = logging.getLogger(__name__)
-
-_MOST_PENDING = 32
+from edgesam_core.errors import RequestError
 
 _CAPABILITIES = {
     "prompts": ["point", "box"],
@@ -34,21 +28,22 @@ _CAPABILITIES = {
 
 
 class Events:
-    """Answers events; encodes ahead in one thread of its own."""
+    """Answers events."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Start no thread before the first prewarm.
+    def __init__(self, engine: Engine, prefetch: Prefetch) -> None:
+        """Take what they are about.
 
         Args:
-            engine: What encodes.
+            engine: Whose model it is.
+            prefetch: What encodes ahead.
         """
         self._engine = engine
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prewarm")
-        self._room = BoundedSemaphore(_MOST_PENDING)
+        self._prefetch = prefetch
 
     def answer(
         self,
         context: Mapping[str, Any] | None,
+        project_id: int | None,
         tasks: Sequence[Mapping[str, Any]],
         label_config_xml: object,
     ) -> list[Prediction] | None:
@@ -71,24 +66,10 @@ class Events:
             return [self._prediction(event, value) for _ in tasks]
         if event == "prewarm":
             parse_label_config(label_config_xml)
-            return [self._prewarm(task, label_config_xml) for task in tasks]
+            self._prefetch.opened(project_id, tasks, label_config_xml)
+            ack = {"status": "ok", "cached": [], "pending": [0]}
+            return [self._prediction("prewarm_ack", ack) for _ in tasks]
         raise RequestError(f"The event {event!r:.40} is not known. Send predict or prewarm.")
-
-    def _prewarm(self, task: Mapping[str, Any], label_config_xml: object) -> Prediction:
-        if not self._room.acquire(blocking=False):
-            return self._prediction("prewarm_ack", {"status": "busy", "cached": [], "pending": []})
-        self._pool.submit(self._encode, task, label_config_xml)
-        return self._prediction("prewarm_ack", {"status": "ok", "cached": [], "pending": [0]})
-
-    def _encode(self, task: Mapping[str, Any], label_config_xml: object) -> None:
-        try:
-            self._engine.encode_image(task, label_config_xml)
-        except EdgeSamError as exc:
-            logger.warning("an image could not be encoded ahead: %s %s", exc.sentence, exc.detail)
-        except Exception:
-            logger.exception("an image could not be encoded ahead")
-        finally:
-            self._room.release()
 
     def _prediction(self, kind: str, value: Mapping[str, Any]) -> Prediction:
         item = {"id": fresh_id(), "type": kind, "origin": "manual", "value": dict(value)}

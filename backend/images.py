@@ -3,9 +3,9 @@
 The step before ``edgesam_core/image.py``: an address goes in, bytes and their sha256 come out.
 Files of Label Studio are asked for with its token, cloud files through its presign call, all others
 without any token and from public hosts only, unless the operator named the host. Redirects are
-followed here by hand, and each hop is judged anew. Bytes stay on disk (image_cache.py), and for ten
-minutes an address is believed to mean the same bytes; after that the host is asked whether they
-have changed. It does not decode pixels.
+followed here by hand, and each hop is judged anew. Bytes stay on this machine's disk, and for ten
+minutes an address is believed to mean the same bytes (image_ways.py); after that the host is asked
+whether they have changed. It does not decode pixels.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urljoin
 from weakref import WeakValueDictionary
 
 from backend.image_address import is_data_uri, read_data_uri, without_signature
-from backend.image_cache import ImageCache, Way
+from backend.image_ways import Way, Ways
 from backend.label_studio import CLOUD_SCHEMES, LabelStudioClient, is_file_path, is_loopback
 from backend.safe_http import Deadline, HttpAnswer, origin_of, read_url, send
+from backend.store import NO_STORE, Store
 from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError
 
 MAX_REDIRECTS = 5
-BELIEVED_S = 600.0
-"""How long an address is taken to mean the same bytes without asking its host again."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ETAG = re.compile(r'(W/)?"[!#-~]*"')  # RFC 9110, 8.8.3, without its letters beyond ASCII
@@ -38,10 +36,9 @@ _ETAG = re.compile(r'(W/)?"[!#-~]*"')  # RFC 9110, 8.8.3, without its letters be
 class ImageSettings:
     """What may be fetched, how much of it, and where it is kept."""
 
-    cache_dir: Path | None = None
-    # Folder of its own for fetched images; without one every cold click fetches its image again.
     cache_bytes: int = 2 * 1024**3
-    # Bytes of disk for fetched images, the longest unused go first; 0 keeps none.
+    # Bytes of disk for fetched images, the longest unused go first; 0 keeps none, and every image
+    # that is to be encoded is fetched.
     max_bytes: int = 100 * 1000**2
     # Bytes of the largest file that is fetched.
     max_pixels: int = 100 * 1000**2
@@ -86,33 +83,51 @@ class ImageLoader:
         settings: ImageSettings,
         label_studio: LabelStudioClient,
         *,
+        kept: Store = NO_STORE,
+        shared: Store = NO_STORE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Fetches nothing yet.
 
         Args:
-            settings: Limits, allowed hosts, cache.
+            settings: Limits and allowed hosts.
             label_studio: Where its own files come from.
-            clock: Seconds since the epoch, shared with the other processes of one cache.
+            kept: For the bytes of images, by their sha256; of this machine alone.
+            shared: For the ways to them; what the embeddings are shared through, too.
+            clock: Seconds since the epoch, shared with the other processes of one store.
         """
         self._settings = settings
         self._label_studio = label_studio
+        self._kept = kept
+        self._ways = Ways(shared)
         self._clock = clock
-        self._cache: ImageCache | None = None
-        if settings.cache_dir and settings.cache_bytes:
-            self._cache = ImageCache(settings.cache_dir, settings.cache_bytes)
         self._in_flight: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._in_flight_guard = threading.Lock()
 
     def key(self, uri: str, task_id: int | None = None) -> str | None:
-        """The sha256 of the image, if it is still believed without asking; no bytes are read.
+        """The sha256 of the image, if that can be told without having its bytes.
+
+        For ten minutes nobody is asked. After that its host is, whether the image is still what its
+        ETag says, so an embedding stays warm where the image itself was forgotten.
 
         None: call ``fetch``. ``data:`` URIs are always None, since their bytes are at hand.
+
+        Raises:
+            EdgeSamError: As ``fetch``.
         """
-        if self._cache is None or is_data_uri(uri):
+        if is_data_uri(uri):
             return None
-        way = self._cache.way(self._address(uri, task_id)[0])
-        return way.sha256 if way and self._is_believed(way) else None
+        name, url = self._address(uri, task_id)
+        way = self._ways.get(name, self._clock())
+        if way is not None and way.is_believed(self._clock()):
+            return way.sha256
+        with self._one_at_a_time(name):
+            way = self._ways.get(name, self._clock())
+            if way is None or not _has_etag(way):
+                return None
+            if not way.is_believed(self._clock()):
+                way, _ = self._ask(name, url, way)
+        return way.sha256
 
     def fetch(self, uri: str, *, task_id: int | None = None) -> ImageBytes:
         """The bytes of an image.
@@ -132,22 +147,34 @@ class ImageLoader:
             data = read_data_uri(uri, self._settings.max_bytes)
             return ImageBytes(data, hashlib.sha256(data).hexdigest())
         name, url = self._address(uri, task_id)
-        with self._in_flight_guard:
-            one_at_a_time = self._in_flight.setdefault(name, threading.Lock())
-        with one_at_a_time:
-            return self._fetch(name, url)
+        with self._one_at_a_time(name):
+            way = self._ways.get(name, self._clock())
+            kept = self._kept.get(way.sha256) if way else None
+            if way is None or kept is None:
+                way, kept = self._ask(name, url, None)
+            elif not way.is_believed(self._clock()):
+                way, changed = self._ask(name, url, way)
+                kept = kept if changed is None else changed
+            assert kept is not None, "without an ETag no host can say that nothing has changed"
+            return ImageBytes(kept, way.sha256)
 
-    def _fetch(self, name: str, url: str) -> ImageBytes:
-        cache = self._cache
-        way = cache.way(name) if cache else None
-        kept = cache.load(way.sha256) if cache and way else None
-        if way and kept is not None and self._is_believed(way):
-            return ImageBytes(kept, way.sha256)
-        etag = way.etag if way and kept is not None and _ETAG.fullmatch(way.etag or "") else None
+    def _one_at_a_time(self, name: str) -> threading.Lock:
+        """The lock of an address: the second who asks finds what the first has fetched."""
+        with self._in_flight_guard:
+            return self._in_flight.setdefault(name, threading.Lock())
+
+    def _ask(self, name: str, url: str, way: Way | None) -> tuple[Way, bytes | None]:
+        """Fetch an image and keep it, unless its host says that it is what ``way`` leads to.
+
+        Returns:
+            The way as of now, and the bytes; None where they have not changed.
+        """
+        etag = way.etag if way and _has_etag(way) else None
         answer = self._download(url, etag)
-        if answer.status == 304 and cache and way and kept is not None:
-            cache.remember(name, Way(way.sha256, way.etag, self._clock()))
-            return ImageBytes(kept, way.sha256)
+        if way and answer.status == 304:
+            way = Way(way.sha256, way.etag, self._clock())
+            self._ways.remember(name, way)
+            return way, None
         data = answer.body
         if not data:
             raise ImageError("The image is empty. Upload it again.")
@@ -156,15 +183,10 @@ class ImageLoader:
                 "The image's address leads to a web page. Use the address of the image itself, one "
                 "that opens without logging in."
             )
-        sha256 = hashlib.sha256(data).hexdigest()
-        if cache:
-            cache.store(data, sha256)
-            cache.remember(name, Way(sha256, answer.headers.get("ETag"), self._clock()))
-        return ImageBytes(data, sha256)
-
-    def _is_believed(self, way: Way) -> bool:
-        # A clock that was set back must not make an address believed for ever.
-        return 0 <= self._clock() - way.checked_utc < BELIEVED_S
+        way = Way(hashlib.sha256(data).hexdigest(), answer.headers.get("ETag"), self._clock())
+        self._kept.put(way.sha256, data)
+        self._ways.remember(name, way)
+        return way, data
 
     def _address(self, uri: str, task_id: int | None) -> tuple[str, str]:
         """The name under which the image is kept, and the address to ask."""
@@ -234,6 +256,10 @@ class ImageLoader:
             f"The image's address was sent on more than {MAX_REDIRECTS} times. "
             "Use the address at which it ends."
         )
+
+
+def _has_etag(way: Way) -> bool:
+    return _ETAG.fullmatch(way.etag or "") is not None
 
 
 def _as_utf8(header: str) -> str:

@@ -287,6 +287,18 @@ def image_uri(tag: ImageTag, data: Mapping[str, Any], item_index: int | None) ->
     return value
 
 
+def image_uris(tag: ImageTag, data: Mapping[str, Any]) -> list[str]:
+    """Where the pictures of a task lie: one, or all pages of a ``valueList``.
+
+    Raises:
+        ImageError: The field is missing or empty.
+    """
+    whole = _VARIABLE.fullmatch(tag.value)
+    pages = _lookup(data, whole[1]) if whole else None
+    count = len(pages) if isinstance(pages, list) else 1
+    return [image_uri(tag, data, index) for index in range(max(1, count))]
+
+
 def _words(element: ET.Element, attributes: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
     """The labels that a control offers, and whether more come from the task's data."""
     words = []

@@ -25,7 +25,13 @@ from urllib3.util import Url, parse_url
 from backend.access_token import AccessToken, is_personal
 from backend.refusals import explain_refusal, explain_refused_exchange
 from backend.safe_http import Deadline, HttpAnswer, Origin, origin_of, read_url, send
-from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError, UpstreamTimeout
+from edgesam_core.errors import (
+    EdgeSamError,
+    ImageError,
+    RequestError,
+    UpstreamError,
+    UpstreamTimeout,
+)
 
 CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 """Storages whose files Label Studio resolves for a task."""
@@ -94,6 +100,11 @@ class LabelStudioClient:
         if not self._settings.api_key:
             return "no token"
         return "personal access token" if is_personal(self._settings.api_key) else "legacy token"
+
+    @property
+    def has_token(self) -> bool:
+        """Whether it can be asked about projects and tasks."""
+        return self._settings.api_key is not None
 
     def authorization(self) -> dict[str, str]:
         """The header that lets a request in; empty without a token.
@@ -181,6 +192,65 @@ class LabelStudioClient:
         if not 200 <= answer.status < 300:
             raise self.explain(answer)
         return self._json(answer)
+
+    def project(self, project_id: int) -> dict[str, Any]:
+        """A project as the API has it.
+
+        Raises:
+            RequestError: There is none with this number that the token's owner can see.
+            UpstreamError: Any other refusal, as a sentence.
+        """
+        try:
+            found: dict[str, Any] = self.get_json(f"/api/projects/{project_id}/")
+        except RequestError as exc:  # a 404 is about the caller's number here, not about a file
+            raise RequestError(
+                f"Label Studio has no project {project_id} that the token's owner can see. "
+                "The number stands in the project's address in the browser."
+            ) from exc
+        return found
+
+    def tasks(
+        self, project_id: int, *, after: int = 0, count: int, unlabelled: bool = True
+    ) -> list[dict[str, Any]]:
+        """Tasks of a project in the order of their ids, which is that of sequential labelling.
+
+        Which task Label Studio serves next it tells only to a person, and locks it for them. Asking
+        for this list changes nothing, except where the project retrieves predictions
+        automatically: then Label Studio asks for those of the listed tasks first.
+
+        Args:
+            project_id: The project.
+            after: Only tasks with larger ids.
+            count: How many at most.
+            unlabelled: Only those that still want an annotation.
+
+        Raises:
+            UpstreamError: Any refusal, as a sentence.
+        """
+        filters: list[dict[str, Any]] = [
+            {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
+        ]
+        if unlabelled:
+            filters.append(
+                {
+                    "filter": "filter:tasks:completed_at",
+                    "operator": "empty",
+                    "type": "Datetime",
+                    "value": True,
+                }
+            )
+        query = {"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]}
+        listed = self.get_json(
+            "/api/tasks",
+            project=project_id,
+            page_size=count,
+            resolve_uri="false",  # addresses as /predict has them
+            query=json.dumps(query),
+        )
+        tasks = listed.get("tasks") if isinstance(listed, dict) else None
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            raise UpstreamError("Label Studio's list of tasks has a form that is not known here.")
+        return tasks
 
     def explain(self, answer: HttpAnswer) -> EdgeSamError:
         """What an answer of Label Studio that is no success means, and the cure."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _OUR_LOGGERS = ("backend", "edgesam_core")
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_COMPLAINT_EVERY_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,22 @@ def current() -> RequestRecord:
     """The record of the request that this thread answers; outside of one, a fresh one."""
     record = _record.get()
     return record if record is not None else begin("-")
+
+
+class Complaints:
+    """Warnings about a part that may fail at every click: each sentence once in ten minutes."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        """Nothing said yet."""
+        self._logger = logger
+        self._said_at: dict[str, float] = {}
+
+    def warn(self, sentence: str) -> None:
+        """Log a sentence, unless it was logged a short while ago."""
+        now = time.monotonic()
+        if now - self._said_at.get(sentence, -_COMPLAINT_EVERY_S) >= _COMPLAINT_EVERY_S:
+            self._said_at[sentence] = now
+            self._logger.warning("%s", sentence)
 
 
 def configure(settings: LogSettings) -> None:

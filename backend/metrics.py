@@ -15,7 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from backend import logs
 
 CACHE_OUTCOMES = ("hit", "miss", "joined")
-"""An embedding was there; was encoded; another request was just encoding it."""
+"""An embedding was there; was encoded here; another request or a worker was just encoding it."""
+
+JOB_OUTCOMES = ("encoded", "failed", "late", "lost", "no_worker", "no_redis")
+"""What became of a click's job; after all but the first the image was encoded in this process."""
+
+PREFETCH_OUTCOMES = ("encoded", "queued", "warm", "failed", "dropped")
+"""Encoded here; given to a worker; was encoded already; could not be; fell behind newer signals."""
 
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 100)
 
@@ -48,6 +54,22 @@ class Metrics:
         )
         for outcome in CACHE_OUTCOMES:
             self.embedding_cache.labels(outcome)
+        self.encode_jobs = Counter(
+            "edgesam_encode_jobs",
+            "What became of the jobs that clicks waited for.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in JOB_OUTCOMES:
+            self.encode_jobs.labels(outcome)
+        self.prefetches = Counter(
+            "edgesam_prefetches",
+            "What became of the images that were to be encoded ahead of a click.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in PREFETCH_OUTCOMES:
+            self.prefetches.labels(outcome)
         self.errors = Counter(
             "edgesam_errors",
             "Answers that were an error, by its code.",

@@ -8,7 +8,6 @@ clicks once on a picture of its own before `/ready` says yes. A click that comes
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgesam_core.decode import Prompt
 from edgesam_core.errors import BundleError, EdgeSamError, Unavailable
 from edgesam_core.manifest import MANIFEST_NAME, Manifest
 from edgesam_core.segmenter import Segmenter
+from edgesam_core.session import RUNTIMES, Runtime, fastest_runtime, processors
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class ModelSettings:
     # Name of a folder in the models folder, or the path of a bundle.
     models_dir: Path = _MODELS_DIR
     # Folder that holds bundles by name; `models/` of the repository.
+    runtime: str = "auto"
+    # Who runs the graphs: auto (the fastest here), onnxruntime, openvino, openvino-bf16.
     threads: int = 0
     # Processors for one image or click; 0 means all that the process may use.
     load_wait_s: float = 60.0
@@ -42,6 +44,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
+        if self.runtime not in ("auto", *RUNTIMES):
+            raise ValueError(f"runtime should be one of auto, {', '.join(RUNTIMES)}.")
         if self.threads < 0:
             raise ValueError("threads should be 0 (all processors) or more.")
         if not 0 < self.load_wait_s <= 100:
@@ -55,11 +59,16 @@ class ModelSettings:
         """
         return find_bundle(self.name, self.models_dir)
 
+    def chosen_runtime(self) -> Runtime:
+        """Who runs the graphs, once this machine has been asked what it can do."""
+        chosen = next((name for name in RUNTIMES if name == self.runtime), None)
+        return chosen or fastest_runtime()
+
     @property
     def encodes_at_once(self) -> int:
         """How many encodes the processors hold side by side: one per `threads` of them."""
-        processors = len(os.sched_getaffinity(0))
-        return max(1, processors // (self.threads or processors))
+        available = processors()
+        return max(1, available // (self.threads or available))
 
 
 class ServedModel:
@@ -138,8 +147,11 @@ class ServedModel:
     def _load(self) -> None:
         started = time.perf_counter()
         try:
+            runtime = self._settings.chosen_runtime()
             segmenter = Segmenter(
-                Bundle.open(self._settings.folder()), threads=self._settings.threads or None
+                Bundle.open(self._settings.folder()),
+                threads=self._settings.threads or None,
+                runtime=runtime,
             )
             _try_out(segmenter)
         except EdgeSamError as exc:
@@ -151,10 +163,11 @@ class ServedModel:
         else:
             self._segmenter = segmenter
             logger.info(
-                "serving model %s, version %s, input size %d; loaded in %.1f s",
+                "serving model %s, version %s, input size %d, by %s; loaded in %.1f s",
                 segmenter.manifest.name,
                 segmenter.version,
                 segmenter.manifest.input_size,
+                runtime,
                 time.perf_counter() - started,
             )
 

@@ -3,7 +3,8 @@
 Label Studio sends all clicks of an object each time. Where the clicks without the last one were
 answered a moment ago, the logits of the mask that was shown then go in as mask input, so that a
 correction keeps what was right. They are found under the embedding's key and a hash of the earlier
-prompt: no sessions, no user ids. Where they are gone, the clicks alone are decoded.
+prompt: no sessions, no user ids. They lie in memory and in the shared store, so that the next click
+may reach any process. Where they are gone, the clicks alone are decoded.
 
 Done only where the bundle's manifest says that it helps (`refines_with_mask_input`).
 
@@ -15,14 +16,18 @@ Source:
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from backend.embeddings import ByteBudget
+from backend.byte_budget import ByteBudget
+from backend.store import NO_STORE, Store
 from edgesam_core.arrays import LogitsMap
 from edgesam_core.decode import Prompt
+
+Logits16 = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,15 @@ class RefinementSettings:
 class Refinement:
     """Logits of the masks that were shown, by image and prompt; thread-safe."""
 
-    def __init__(self, settings: RefinementSettings) -> None:
-        """Start empty."""
-        self._kept: ByteBudget[npt.NDArray[np.float16]] = ByteBudget(settings.cache_bytes)
+    def __init__(self, settings: RefinementSettings, shared: Store = NO_STORE) -> None:
+        """Start with an empty memory.
+
+        Args:
+            settings: Budget of the memory.
+            shared: What all processes share; `NO_STORE` for memory alone.
+        """
+        self._memory: ByteBudget[Logits16] = ByteBudget(settings.cache_bytes)
+        self._shared = shared
 
     def extend(self, embedding_key: str, prompt: Prompt) -> Prompt:
         """The prompt, with the earlier logits if it extends an answered prompt by one click.
@@ -55,7 +66,7 @@ class Refinement:
         earlier = without_last_click(prompt)
         if earlier is None:
             return prompt
-        low_res_logits = self._kept.get(_key(embedding_key, earlier))
+        low_res_logits = self._find(_key(embedding_key, earlier))
         if low_res_logits is None:
             return prompt
         return replace(prompt, mask_input=low_res_logits.astype(np.float32))
@@ -70,7 +81,21 @@ class Refinement:
         """
         # Beyond +-1000 the sigmoid is flat; float16 ends at 65504.
         narrow = low_res_logits.clip(-1000, 1000).astype(np.float16)
-        self._kept.put(_key(embedding_key, prompt), narrow, narrow.nbytes)
+        key = _key(embedding_key, prompt)
+        self._memory.put(key, narrow, narrow.nbytes)
+        self._shared.put(key, narrow.tobytes())
+
+    def _find(self, key: str) -> Logits16 | None:
+        """The logits in float16, from memory or else from the shared store."""
+        kept = self._memory.get(key)
+        if kept is not None:
+            return kept
+        data = self._shared.get(key)
+        if data is None:
+            return None
+        flat = np.frombuffer(data, dtype=np.float16)
+        side = math.isqrt(flat.size)
+        return flat.reshape(side, side)
 
 
 def without_last_click(prompt: Prompt) -> Prompt | None:

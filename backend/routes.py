@@ -25,6 +25,7 @@ from backend.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.model import ServedModel
 from backend.plugin import EdgeSAMBackend
+from backend.prefetch import Prefetch
 from backend.settings import Settings
 from edgesam_core.errors import RequestError
 
@@ -106,14 +107,20 @@ class Routes:
     """The views; holds what they share."""
 
     def __init__(
-        self, model: ServedModel, engine: Engine, metrics: Metrics, settings: Settings
+        self,
+        model: ServedModel,
+        engine: Engine,
+        prefetch: Prefetch,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
         """Take the parts of a running backend (app.py)."""
         self._model = model
         self._metrics = metrics
         self._settings = settings
         self._backend = EdgeSAMBackend(engine=engine)
-        self._events = Events(engine)
+        self._prefetch = prefetch
+        self._events = Events(engine, prefetch)
         self._hostnames: set[str] = set()
 
     def about(self) -> Response:
@@ -153,24 +160,38 @@ class Routes:
     def predict(self) -> Response:
         """Masks for what was drawn; one result per task, always."""
         asked = PredictRequest.from_json(read_json())
-        results = self._events.answer(asked.context, asked.tasks, asked.label_config)
+        project_id, tasks, label_config = asked.project_id, asked.tasks, asked.label_config
+        results = self._events.answer(asked.context, project_id, tasks, label_config)
         if results is None:
             results = self._backend.predict(
-                asked.tasks,
-                context=asked.context,
-                project_id=asked.project_id,
-                label_config=asked.label_config,
+                tasks, context=asked.context, project_id=project_id, label_config=label_config
             )
+            if asked.context is None:
+                self._prefetch.opened(project_id, tasks, label_config)
+            elif tasks:
+                self._prefetch.worked_on(project_id, tasks[0].get("id"), label_config)
         return _json({"results": results, "model_version": self._model.version})
 
     def webhook(self) -> Response:
-        """Something happened in Label Studio; only START_TRAINING asks for anything."""
+        """Something happened in Label Studio: a reason to train, or a sign of what comes next."""
         body = read_json()
         action = body.get("action")
         if action == "START_TRAINING":
             auth.check_credentials(request, self._settings.auth)
         self._backend.fit(str(action), body)
+        self._look_ahead(action, body)
         return _json({"status": "ignored", "action": action if isinstance(action, str) else None})
+
+    def _look_ahead(self, action: object, body: Mapping[str, Any]) -> None:
+        """Encode what a webhook says will be opened; one of another form says nothing."""
+        project, annotation = body.get("project"), body.get("annotation")
+        if not isinstance(project, dict) or type(project.get("id")) is not int:
+            return
+        if action == "TASKS_CREATED":
+            self._prefetch.imported(project["id"], project.get("label_config"))
+        elif action == "ANNOTATION_CREATED" and isinstance(annotation, dict):
+            task_id, label_config = annotation.get("task"), project.get("label_config")
+            self._prefetch.worked_on(project["id"], task_id, label_config)
 
     def train(self) -> Response:
         """Training by the older call."""

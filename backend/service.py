@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from backend.directory_store import DirectoryStore
 from backend.embeddings import EmbeddingStore
 from backend.engine import Engine
 from backend.images import ImageLoader
+from backend.jobs import Jobs
 from backend.label_studio import LabelStudioClient
 from backend.metrics import Metrics
 from backend.model import ServedModel
+from backend.prefetch import Prefetch
 from backend.refinement import Refinement
 from backend.settings import Settings
+from backend.store import NO_STORE, Store, open_store
 
 
 @dataclass
@@ -25,18 +29,32 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     model: ServedModel = field(init=False)
     engine: Engine = field(init=False)
+    prefetch: Prefetch = field(init=False)
 
     def __post_init__(self) -> None:
         """Build everything; nothing is loaded or fetched yet."""
         settings = self.settings
+        shared = open_store(settings.store)
+        label_studio = LabelStudioClient(settings.label_studio)
         self.model = ServedModel(settings.model)
         self.engine = Engine(
             self.model,
-            ImageLoader(settings.images, LabelStudioClient(settings.label_studio)),
-            EmbeddingStore(settings.embeddings, encodes_at_once=settings.model.encodes_at_once),
-            Refinement(settings.refinement),
+            ImageLoader(settings.images, label_studio, kept=_image_store(settings), shared=shared),
+            EmbeddingStore(
+                settings.embeddings, shared, encodes_at_once=settings.model.encodes_at_once
+            ),
+            Refinement(settings.refinement, shared),
             settings.results,
             self.metrics,
+            Jobs(settings.queues, self.metrics),
             granularity=settings.granularity,
             max_pixels=settings.images.max_pixels,
         )
+        self.prefetch = Prefetch(self.engine, label_studio, settings.prefetch, self.metrics)
+
+
+def _image_store(settings: Settings) -> Store:
+    """Where this machine keeps the images that it fetched."""
+    if settings.store.cache_dir and settings.images.cache_bytes:
+        return DirectoryStore(settings.store.cache_dir / "images", settings.images.cache_bytes)
+    return NO_STORE

@@ -27,8 +27,11 @@ from backend.images import ImageSettings
 from backend.label_studio import LabelStudioSettings
 from backend.logs import LogSettings
 from backend.model import ModelSettings
+from backend.prefetch import PrefetchSettings
+from backend.queues import QueueSettings
 from backend.refinement import RefinementSettings
 from backend.results import ResultSettings
+from backend.store import StoreSettings
 
 _PREFIX = "EDGESAM_"
 _TEST_PREFIX = "EDGESAM_TEST_"  # read by tests/, of no meaning here
@@ -58,8 +61,11 @@ class Settings:
     label_studio: LabelStudioSettings = field(default_factory=LabelStudioSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    queues: QueueSettings = field(default_factory=QueueSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     embeddings: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
     granularity: GranularitySettings = field(default_factory=GranularitySettings)
     results: ResultSettings = field(default_factory=ResultSettings)
@@ -127,19 +133,25 @@ VARIABLES = (
     Variable("BASIC_AUTH_PASS", "auth", "basic_auth_pass"),
     Variable("EDGESAM_URL_SECRET", "auth", "url_secret"),
     Variable("EDGESAM_IMAGE_HOSTS", "images", "allowed_hosts", _hosts),
-    Variable("EDGESAM_CACHE_DIR", "images", "cache_dir", _path, "~/.cache/edgesam-label-studio"),
+    Variable("EDGESAM_CACHE_DIR", "store", "cache_dir", _path, "~/.cache/edgesam-label-studio"),
+    Variable("REDIS_URL", "queues", "redis_url"),
+    Variable("EDGESAM_WORKER_WAIT_S", "queues", "worker_wait_s", float),
+    Variable("EDGESAM_STORE_BYTES", "store", "store_bytes", int),
+    Variable("EDGESAM_STORE_URL", "store", "url"),
     Variable("EDGESAM_IMAGE_CACHE_BYTES", "images", "cache_bytes", int),
     Variable("EDGESAM_MAX_IMAGE_BYTES", "images", "max_bytes", int),
     Variable("EDGESAM_MAX_IMAGE_PIXELS", "images", "max_pixels", int),
     Variable("EDGESAM_FETCH_TIMEOUT_S", "images", "timeout_s", float),
     Variable("EDGESAM_EMBEDDING_CACHE_BYTES", "embeddings", "cache_bytes", int),
     Variable("EDGESAM_ENCODE_WAIT_S", "embeddings", "wait_s", float),
+    Variable("EDGESAM_PREFETCH_TASKS", "prefetch", "next_tasks", int),
     Variable("EDGESAM_REFINEMENT_CACHE_BYTES", "refinement", "cache_bytes", int),
     Variable("EDGESAM_GRANULARITY_PRIOR", "granularity", "prior"),
     Variable("EDGESAM_OUTPUTS", "results", "outputs"),
     Variable("EDGESAM_POLYGON_TOLERANCE_PX", "results", "polygon_tolerance_px", float),
     Variable("EDGESAM_POLYGON_MAX_VERTICES", "results", "polygon_max_vertices", int),
     Variable("EDGESAM_MIN_REGION_PX", "results", "min_region_px", int),
+    Variable("EDGESAM_RUNTIME", "model", "runtime"),
     Variable("EDGESAM_THREADS", "model", "threads", int),
     Variable("EDGESAM_LOAD_WAIT_S", "model", "load_wait_s", float),
     Variable("EDGESAM_MAX_BODY_BYTES", "server", "max_body_bytes", int),

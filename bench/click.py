@@ -97,13 +97,14 @@ class StockPath:
         """One click, to the JSON that would be sent."""
         scale = self.size / max(self.width, self.height)
         x, y = CLICK[0] * self.width * scale, CLICK[1] * self.height * scale
-        scores, masks = self.decoder.run(
-            None,
+        scores, masks = run_graph(
+            self.decoder,
             {
                 "image_embeddings": self.embedding.image_embedding,
                 "point_coords": np.array([[[x, y], [0, 0]]], np.float32),
                 "point_labels": np.array([[1, -1]], np.float32),
             },
+            ["scores", "masks"],
         )
         best = masks[0, scores[0].argmax()]
         height, width = self.embedding.input_size_hw

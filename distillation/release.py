@@ -31,8 +31,8 @@ from edgesam_core.nn.checkpoint import read_checkpoint
 CARD = Path(__file__).parent / "recipes" / "default_card.md"
 
 ORIGIN = (
-    "Trained from random weights by this project's distillation/recipes/default_first.yaml and "
-    "default.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
+    "Trained from random weights by this project's distillation/recipes/default_1.yaml to "
+    "default_3.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
 )
 
 

@@ -7,11 +7,9 @@ differ is the export, and that has its own parity check.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from edgesam_core.decode import Decoder
@@ -54,27 +52,15 @@ class TorchSegmenter(Segmenter):
             dict.fromkeys(DECODER_INPUTS, ()),
             DECODER_OUTPUTS,
         )
-        self._encoder = Encoder(
-            cast(ort.InferenceSession, encoder), input_size=input_size, bundle_version=self.version
-        )
-        self._decoder = Decoder(cast(ort.InferenceSession, decoder))
+        self._encoder = Encoder(encoder, input_size=input_size, bundle_version=self.version)
+        self._decoder = Decoder(decoder)
         if prior is not None:
             proposals = _ModuleSession(model, prior, dict.fromkeys(FEATURES, ()), PRIOR_OUTPUTS)
-            self._proposal_network = ProposalNetwork(
-                cast(ort.InferenceSession, proposals), input_size=input_size
-            )
-
-
-@dataclass(frozen=True)
-class _Node:
-    """An input, as ONNX Runtime describes one."""
-
-    name: str
-    shape: Sequence[int]
+            self._proposal_network = ProposalNetwork(proposals, input_size=input_size)
 
 
 class _ModuleSession:
-    """As much of an ``InferenceSession`` as encode.py and decode.py use, over a module."""
+    """A module behind the interface of an open graph (session.py)."""
 
     def __init__(
         self,
@@ -84,14 +70,13 @@ class _ModuleSession:
         outputs: Sequence[str],
     ) -> None:
         self._model, self._graph = model, graph
-        self._inputs, self._outputs = inputs, tuple(outputs)
+        self.inputs, self._outputs = inputs, tuple(outputs)
 
-    def get_inputs(self) -> list[_Node]:
-        return [_Node(name, shape) for name, shape in self._inputs.items()]
-
-    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, output_names: Sequence[str], inputs: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
         device = next(self._model.parameters()).device
-        tensors = [torch.from_numpy(feeds[name]).to(device) for name in self._inputs]
+        tensors = [torch.from_numpy(inputs[name]).to(device) for name in self.inputs]
         was_training = self._model.training
         self._model.eval()
         try:
@@ -101,4 +86,4 @@ class _ModuleSession:
             self._model.train(was_training)
         answers = answers if isinstance(answers, tuple) else (answers,)
         by_name = dict(zip(self._outputs, answers, strict=True))
-        return [by_name[name].float().cpu().numpy() for name in names]
+        return [by_name[name].float().cpu().numpy() for name in output_names]

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnxruntime as ort
 
 from edgesam_core.arrays import (
     BoxXYXY,
@@ -38,7 +37,7 @@ from edgesam_core.arrays import (
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import BundleError, EdgeSamError, PromptError
 from edgesam_core.geometry import check_points_inside, clip_box, original_to_input
-from edgesam_core.session import run_graph
+from edgesam_core.session import Session, run_graph
 
 PADDING, TOP_LEFT, BOTTOM_RIGHT = -1.0, 2.0, 3.0
 """Labels of tokens that are no clicks (a click is 1 positive or 0 negative)."""
@@ -118,13 +117,13 @@ class DecoderOutput:
 class Decoder:
     """An open decoder graph; safe to share between threads."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: Session) -> None:
         """Take an open graph (session.py) and see which kind it is.
 
         Raises:
             BundleError: Neither our decoder nor the official one.
         """
-        inputs = {node.name for node in session.get_inputs()}
+        inputs = set(session.inputs)
         if inputs not in (_OUR_INPUTS, _OFFICIAL_INPUTS):
             raise BundleError(
                 f"The decoder takes {', '.join(sorted(inputs))}: neither our export nor the "

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnxruntime as ort
+import numpy as np
 
 from edgesam_core.arrays import ImageEmbedding, ImageRGB, SizeHW
 from edgesam_core.errors import BundleError
 from edgesam_core.granularity import FEATURES, ProposalNetwork, Proposals
 from edgesam_core.preprocess import preprocess
-from edgesam_core.session import run_graph
+from edgesam_core.session import Session, run_graph
 
 _CHANNELS = 256
 _STRIDE = 16
+_COARSEST_STRIDE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,22 +49,24 @@ class Embedding:
 class Encoder:
     """An open encoder graph; safe to share between threads."""
 
-    def __init__(
-        self, session: ort.InferenceSession, *, input_size: int, bundle_version: str
-    ) -> None:
+    def __init__(self, session: Session, *, input_size: int, bundle_version: str) -> None:
         """Take an open graph (session.py).
 
         Args:
             session: ``image`` [1, 3, S, S] -> ``image_embeddings`` [1, 256, S/16, S/16]; in a
-                bundle with a granularity prior also the features that it looks at.
+                bundle with a granularity prior also the features that it looks at. A graph that
+                takes any height and width gets no padding (`encode`).
             input_size: S.
             bundle_version: Goes into every embedding.
 
         Raises:
             BundleError: The graph's input has another name or size.
         """
-        inputs = {node.name: list(node.shape) for node in session.get_inputs()}
-        if inputs != {"image": [1, 3, input_size, input_size]}:
+        inputs = {name: list(shape) for name, shape in session.inputs.items()}
+        sides = inputs.get("image", [])[2:]
+        self._leaves_out_padding = bool(sides) and not any(isinstance(n, int) for n in sides)
+        wanted = sides if self._leaves_out_padding else [input_size, input_size]
+        if inputs != {"image": [1, 3, *wanted]}:
             raise BundleError(
                 f"The encoder takes {inputs}, expected one image of {input_size} x {input_size} "
                 "pixels. Export or fetch the bundle again."
@@ -75,19 +78,31 @@ class Encoder:
     def encode(self, image: ImageRGB, proposal_network: ProposalNetwork | None = None) -> Embedding:
         """The embedding of an image.
 
+        Where the graph takes any size, only the part that shows image is computed, rounded up to
+        whole cells of the coarsest map (32 pixels), and the rest of the embedding is zero. Whether
+        masks bear that depends on the training (docs/decisions/006).
+
         Args:
             image: [H, W, 3] uint8 RGB, EXIF rotation applied (image.py).
             proposal_network: Of the same bundle: look for objects, too.
         """
         x, input_size_hw = preprocess(image, self._input_size)
+        if self._leaves_out_padding:
+            height, width = (-(-n // _COARSEST_STRIDE) * _COARSEST_STRIDE for n in input_size_hw)
+            x = np.ascontiguousarray(x[:, :, :height, :width])
         names = ["image_embeddings", *(FEATURES if proposal_network else ())]
         image_embedding, *features = run_graph(self._session, {"image": x}, names)
         cells = self._input_size // _STRIDE
-        if image_embedding.shape != (1, _CHANNELS, cells, cells):
+        rows, columns = (n // _STRIDE for n in x.shape[2:])
+        if image_embedding.shape != (1, _CHANNELS, rows, columns):
             raise BundleError(
                 f"The encoder answered with shape {image_embedding.shape}. "
                 "Export or fetch the bundle again."
             )
+        if self._leaves_out_padding:
+            filled = np.zeros((1, _CHANNELS, cells, cells), dtype=np.float32)
+            filled[:, :, :rows, :columns] = image_embedding
+            image_embedding = filled
         return Embedding(
             image_embedding=image_embedding,
             original_size_hw=(image.shape[0], image.shape[1]),

@@ -26,11 +26,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from edgesam_core.arrays import BoxXYXY, check_shape
 from edgesam_core.errors import BundleError
-from edgesam_core.session import run_graph
+from edgesam_core.session import Session, run_graph
 
 FEATURES = ("stage1", "stage2", "stage3")
 """Outputs that the encoder has beside the embedding where a bundle has the third graph."""
@@ -78,7 +77,7 @@ class Proposals:
 class ProposalNetwork:
     """An open granularity graph; safe to share between threads."""
 
-    def __init__(self, session: ort.InferenceSession, *, input_size: int) -> None:
+    def __init__(self, session: Session, *, input_size: int) -> None:
         """Take an open graph (session.py).
 
         Args:
@@ -89,7 +88,7 @@ class ProposalNetwork:
         Raises:
             BundleError: The graph's inputs have other names.
         """
-        inputs = {node.name for node in session.get_inputs()}
+        inputs = set(session.inputs)
         if inputs != set(FEATURES):
             raise BundleError(
                 f"The granularity graph takes {', '.join(sorted(inputs))}, expected "

@@ -23,9 +23,13 @@ from edgesam_core.geometry import (
 )
 from edgesam_core.granularity import MergeRule, ProposalNetwork, merge
 from edgesam_core.manifest import SAM_DECODERS, Manifest
-from edgesam_core.session import open_session
+from edgesam_core.session import Runtime, open_session
 from edgesam_core.upscale import upscale
 from edgesam_core.windowed_mask import WindowedMask
+
+BF16_DECODES_FROM_PX = 512
+"""Input size from which OpenVINO decodes faster than ONNX Runtime, with bf16 only: it prepares anew
+for every other number of clicks, which takes longer than it saves below (docs/decisions/006)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +56,16 @@ class Segmenter:
 
     _proposal_network: ProposalNetwork | None = None
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, runtime: Runtime = "onnxruntime"
+    ) -> None:
         """Open the graphs of a bundle.
 
         Args:
             bundle: Opened, so checked (bundle.py).
             threads: Threads for one run of a graph; None means all processors.
+            runtime: Who runs the encoder; the decoder follows where that is faster, and the rest
+                stays in ONNX Runtime.
 
         Raises:
             BundleError: A graph cannot be opened or is not what the manifest says.
@@ -68,11 +76,15 @@ class Segmenter:
             offers_mask_0_for_a_click=self.manifest.architecture not in SAM_DECODERS,
         )
         self._encoder = Encoder(
-            open_session(bundle.encoder_path, threads),
+            open_session(bundle.encoder_path, threads, runtime=runtime),
             input_size=bundle.manifest.input_size,
             bundle_version=bundle.manifest.version,
         )
-        self._decoder = Decoder(open_session(bundle.decoder_path, threads))
+        bf16_decodes = bundle.manifest.input_size >= BF16_DECODES_FROM_PX
+        decoder_runtime: Runtime = (
+            runtime if runtime == "openvino-bf16" and bf16_decodes else "onnxruntime"
+        )
+        self._decoder = Decoder(open_session(bundle.decoder_path, threads, runtime=decoder_runtime))
         if bundle.granularity_path is not None:
             self._proposal_network = ProposalNetwork(
                 open_session(bundle.granularity_path, threads),

@@ -61,11 +61,20 @@ def wait_until_ready(
 
 
 @contextmanager
-def running_redis(redis_server: str, folder: Path) -> Iterator[str]:
-    """A Redis that keeps nothing; yields its URL."""
-    port, log = free_port(), folder / "redis.log"
+def running_redis(
+    redis_server: str, folder: Path, *options: str, port: int | None = None
+) -> Iterator[str]:
+    """A Redis that keeps nothing; yields its URL.
+
+    Args:
+        redis_server: The program.
+        folder: Where its log goes.
+        options: More of its command line, such as ``--maxmemory 5mb``.
+        port: To start it again where it was.
+    """
+    port, log = port or free_port(), folder / "redis.log"
     command = [redis_server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    with running_process([*command, "--save", "", "--appendonly", "no"], log) as process:
+    with running_process([*command, "--save", "", "--appendonly", "no", *options], log) as process:
 
         def accepts() -> bool:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

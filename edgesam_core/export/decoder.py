@@ -46,6 +46,11 @@ DYNAMIC_AXES = {
 }
 
 
+NO_WEIGHT = 1e-30
+"""What a cell counts at least for a token. Trained attention gives most cells next to nothing, and
+below 1e-38 a float32 is denormal: a processor multiplies those many times slower."""
+
+
 def tokens_to_image(
     attention: Attention, tokens: torch.Tensor, placed: torch.Tensor, image: torch.Tensor
 ) -> torch.Tensor:
@@ -64,7 +69,7 @@ def tokens_to_image(
     queries = (q @ to_k).flatten(1, 2)  # [B, 8 T, 256]
     # A key's bias adds the same to every score of a query, which the softmax takes out again.
     scores = queries @ placed.transpose(1, 2) / q.shape[-1] ** 0.5
-    looked_at = scores.softmax(-1) @ image  # [B, 8 T, 256]
+    looked_at = scores.softmax(-1).clamp_min(NO_WEIGHT) @ image  # [B, 8 T, 256]
     values = looked_at.unflatten(1, (HEADS, -1)) @ to_v.transpose(1, 2)  # [B, 8, T, 16]
     return attention.out_proj(values.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
@@ -102,6 +107,11 @@ def _head_weights(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
     """The projections of keys and of values, head by head: [8, 16, 256] each."""
     k, v = attention.k_proj.weight, attention.v_proj.weight
     return k.unflatten(0, (HEADS, -1)), v.unflatten(0, (HEADS, -1))
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:
+    """[B, 256, s, s] -> [B, K, 256], one row for each cell."""
+    return maps.flatten(2).transpose(1, 2)
 
 
 def _quarters(rows: torch.Tensor, convolution: nn.Module) -> torch.Tensor:
@@ -152,8 +162,10 @@ class DecoderGraph(nn.Module):
         decoder, side = self.mask_decoder, self.input_size // 16
         sparse = self.prompt_encoder.sparse(point_coords, point_labels, self.input_size)
         dense = self._dense(point_coords, point_labels, mask_input, has_mask_input)
-        image = (image_embeddings + dense).flatten(2).transpose(1, 2)  # [B, K, 256]
-        position = self.prompt_encoder.pe_layer.grid(side).flatten(2).transpose(1, 2)
+        # Added as rows: OpenVINO 2026.4 folds the addition of maps into the convolution that makes
+        # `dense`, and then refuses more than one prompt.
+        image = _rows(image_embeddings) + _rows(dense)  # [B, K, 256]
+        position = _rows(self.prompt_encoder.pe_layer.grid(side))
 
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)

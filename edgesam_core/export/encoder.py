@@ -1,7 +1,8 @@
 """The image encoder as an ONNX graph: branches folded, bicubic kept.
 
 Place in a click's path: ``image`` [1, 3, S, S] float32, normalised and padded ->
-``image_embeddings`` [1, 256, S/16, S/16].
+``image_embeddings`` [1, 256, S/16, S/16]. Of a convolutional encoder it can take any height and
+width that are multiples of 32, so that the padded part of an image need not be computed.
 """
 
 from __future__ import annotations
@@ -32,13 +33,32 @@ def encoder_graph(model: SamModel) -> nn.Module:
     return graph
 
 
-def export_encoder(model: SamModel, path: Path, *, input_size: int) -> None:
+def export_encoder(
+    model: SamModel, path: Path, *, input_size: int, leaves_out_padding: bool = False
+) -> None:
     """Write the encoder of a model.
 
     Args:
         model: Left as it is.
         path: The file to write.
         input_size: S in pixels, a multiple of 64.
+        leaves_out_padding: Let the graph take any size; EdgeSAM only, since the others know their
+            positions by S. encode.py then gives it no padding.
+
+    Raises:
+        ValueError: Another network's padding is to be left out.
     """
+    if leaves_out_padding and not isinstance(model, EdgeSam):
+        raise ValueError(f"leaves_out_padding: expected EdgeSAM, got {model.architecture}")
     example = {"image": torch.zeros(1, 3, input_size, input_size)}
-    export_graph(encoder_graph(model), example, ["image_embeddings"], path)
+    axes = {
+        "image": {2: "height", 3: "width"},
+        "image_embeddings": {2: "rows", 3: "columns"},
+    }
+    export_graph(
+        encoder_graph(model),
+        example,
+        ["image_embeddings"],
+        path,
+        dynamic_axes=axes if leaves_out_padding else None,
+    )

@@ -39,6 +39,7 @@ def write_bundle(
     draws_prompts: bool = False,
     refines_with_mask_input: bool = False,
     trusts_iou_prediction: bool | None = None,
+    leaves_out_padding: bool = False,
     licence: str = "unknown",
     origin: str = "Nobody said where these weights come from.",
     scores: Mapping[str, Any] | None = None,
@@ -62,6 +63,8 @@ def write_bundle(
             measured not to hurt.
         trusts_iou_prediction: Whether a mask may be chosen by the decoder's own estimate; None
             means as published: SAM's and MobileSAM's yes, EdgeSAM's no.
+        leaves_out_padding: Whether the padded part of an image is not computed (export/encoder.py);
+            True only where that was measured not to hurt, and without a granularity prior.
         licence: Licence of the weights, as an SPDX id or a name.
         origin: A sentence that says where the weights come from.
         scores: Measured quality, for the manifest.
@@ -97,6 +100,8 @@ def write_bundle(
         )
     prior = None if isinstance(model, SamModel) else build_granularity_prior(model)
     weights = official_state_dict(exported) | ({} if prior is None else prior.state_dict())
+    if prior is not None and leaves_out_padding:
+        raise ValueError("leaves_out_padding: expected without a granularity prior")
     rounded = {key: _rounded(tensor) for key, tensor in weights.items()}
     prior = build_granularity_prior(rounded if half else weights)
     if half:
@@ -105,7 +110,9 @@ def write_bundle(
     with staged_folder(out_dir, overwrite=overwrite) as folder:
         encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
         if prior is None:
-            export_encoder(exported, encoder, input_size=input_size)
+            export_encoder(
+                exported, encoder, input_size=input_size, leaves_out_padding=leaves_out_padding
+            )
         else:
             export_with_granularity(exported, prior, folder, input_size=input_size)
         export_decoder(exported, decoder, input_size=input_size)

@@ -13,6 +13,7 @@ from backend.__main__ import main
 from backend.doctor import Finding, examine
 from backend.images import ImageSettings
 from backend.label_studio import LabelStudioSettings
+from backend.queues import QueueSettings, add_sign_of_life, connect, redis_time
 from edgesam_core.errors import BundleError
 from tests.backend.hosts import FakeLabelStudio, running
 from tests.servers import free_port
@@ -210,3 +211,45 @@ def test_command_says_what_setting_is_wrong(
     monkeypatch.setenv("LABEL_STUDIO_URL", "label-studio:8080")
     assert main(["check"]) == 1
     assert "LABEL_STUDIO_URL must be" in capsys.readouterr().out
+
+
+@pytest.mark.redis
+class TestWorkers:
+    def finding(self, url: str) -> Finding:
+        settings = LabelStudioSettings("http://127.0.0.1:1", None), ImageSettings()
+        _, finding, *_ = examine(
+            *settings, open_model=lambda: "default", queues=QueueSettings(redis_url=url)
+        )
+        return finding
+
+    def test_workers_that_listen_are_counted(self, redis_server: str) -> None:
+        redis = connect(redis_server, timeout_s=5)
+        redis.flushall()
+        with redis.pipeline() as pipeline:
+            for name in ("one", "two"):
+                add_sign_of_life(pipeline, name, at=redis_time(redis))
+            pipeline.execute()
+        sentence = "Redis answers at REDIS_URL, with noeviction; workers that listen: 2."
+        assert self.finding(redis_server) == Finding(True, sentence)
+
+    def test_redis_without_a_worker_is_of_no_use(self, redis_server: str) -> None:
+        connect(redis_server, timeout_s=5).flushall()
+        finding = self.finding(redis_server)
+        assert not finding.is_good
+        assert "Start one (make worker)" in finding.sentence
+
+    def test_another_eviction_policy_is_told_with_the_cure(self, redis_server: str) -> None:
+        redis = connect(redis_server, timeout_s=5)
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            finding = self.finding(redis_server)
+        finally:
+            redis.config_set("maxmemory-policy", "noeviction")
+        assert not finding.is_good
+        assert "allkeys-lru" in finding.sentence
+        assert "Set its maxmemory-policy to noeviction." in finding.sentence
+
+    def test_a_redis_that_is_not_there_is_told(self) -> None:
+        finding = self.finding(f"redis://127.0.0.1:{free_port()}/0")
+        assert not finding.is_good
+        assert "does not answer (ConnectionError)" in finding.sentence

@@ -87,6 +87,85 @@ def test_different_images_take_turns() -> None:
     assert (encoder.runs, encoder.most_at_once) == (4, 1)
 
 
+# --- ahead of clicks ---
+
+
+def test_what_is_encoded_ahead_gives_way_to_every_click_that_waits() -> None:
+    store, first, order = EmbeddingStore(EmbeddingSettings()), SlowEncoder(), list[str]()
+
+    def encode(name: str) -> Callable[[], Embedding]:
+        def run() -> Embedding:
+            order.append(name)
+            return embedding()
+
+        return run
+
+    with ThreadPoolExecutor(6) as pool:
+        pool.submit(store.get_or_encode, "first", first)
+        wait_until(lambda: first.runs == 1)
+        ahead = pool.submit(store.encode_ahead, "ahead", encode("ahead"))
+        for name in ("click 1", "click 2", "click 3"):
+            pool.submit(store.get_or_encode, name, encode(name))
+        wait_until(lambda: store._turns._clicks_waiting == 3)
+        first.let_go.set()
+        assert ahead.result() is True
+    assert sorted(order[:3]) == ["click 1", "click 2", "click 3"]
+    assert order[3:] == ["ahead"]
+
+
+def test_a_click_on_what_is_being_encoded_ahead_waits_for_that_one() -> None:
+    store, encoder = EmbeddingStore(EmbeddingSettings()), SlowEncoder()
+    with ThreadPoolExecutor(2) as pool:
+        ahead = pool.submit(store.encode_ahead, "k", encoder)
+        wait_until(lambda: encoder.runs == 1)
+        click = pool.submit(store.get_or_encode, "k", encoder)
+        encoder.let_go.set()
+        assert ahead.result() is True
+        assert click.result()[1] in ("joined", "hit")
+    assert encoder.runs == 1
+    assert store.has("k")
+
+
+def test_a_click_does_not_wait_with_what_is_still_to_be_encoded_ahead() -> None:
+    store, first, second = EmbeddingStore(EmbeddingSettings()), SlowEncoder(), SlowEncoder()
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(store.get_or_encode, "first", first)
+        wait_until(lambda: first.runs == 1)
+        ahead = pool.submit(store.encode_ahead, "k", second)
+        click = pool.submit(store.get_or_encode, "k", second)
+        wait_until(lambda: store._turns._clicks_waiting == 1)
+        first.let_go.set()
+        second.let_go.set()
+        assert click.result()[1] == "miss"
+        assert ahead.result() is False
+    assert second.runs == 1
+
+
+def test_with_several_turns_only_clicks_take_the_second_one() -> None:
+    store = EmbeddingStore(EmbeddingSettings(wait_s=0.05), encodes_at_once=2)
+    encoder = SlowEncoder()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(store.get_or_encode, "a", encoder)
+        wait_until(lambda: encoder.runs == 1)
+        with pytest.raises(Unavailable):
+            store.encode_ahead("ahead", encoder)
+        pool.submit(store.get_or_encode, "b", encoder)
+        wait_until(lambda: encoder.runs == 2)
+        encoder.let_go.set()
+
+
+def test_an_encode_ahead_that_fails_costs_the_click_nothing() -> None:
+    store = EmbeddingStore(EmbeddingSettings())
+
+    def fail() -> Embedding:
+        raise ImageError()
+
+    with pytest.raises(ImageError):
+        store.encode_ahead("k", fail)
+    assert store.get_or_encode("k", embedding)[1] == "miss"
+    assert store.encode_ahead("k", fail) is False
+
+
 def test_a_wait_that_is_too_long_ends_with_a_sentence() -> None:
     store, encoder = EmbeddingStore(EmbeddingSettings(wait_s=0.05)), SlowEncoder()
     with ThreadPoolExecutor(1) as pool:

@@ -33,7 +33,7 @@ def test_a_prewarmed_image_needs_no_encoding_at_the_click(
     caplog.set_level(logging.INFO, "backend")
     assert ask(client, "prewarm")["value"]["status"] == "ok"
     for _ in range(500):
-        if 'outcome="miss"} 1.0' in client.get("/metrics").text:
+        if 'edgesam_prefetches_total{outcome="encoded"} 1.0' in client.get("/metrics").text:
             break
         time.sleep(0.01)
     caplog.clear()

@@ -19,10 +19,12 @@ from urllib.parse import quote
 import pytest
 
 from backend import safe_http
+from backend.directory_store import DirectoryStore
 from backend.image_address import read_data_uri, without_signature
 from backend.images import ImageLoader, ImageSettings
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
 from backend.safe_http import is_public
+from backend.store import NO_STORE
 from edgesam_core.errors import (
     EdgeSamError,
     HostRefused,
@@ -81,14 +83,24 @@ def loader(
     *,
     api_key: str | None = "",
     clock: Clock | None = None,
+    cache_dir: Path | None = None,
     **settings: object,
 ) -> ImageLoader:
     is_fake = isinstance(label_studio, FakeLabelStudio)
     if api_key == "":
         api_key = label_studio.personal if is_fake else None
     where = LabelStudioSettings(label_studio.url if is_fake else label_studio, api_key)
-    images = ImageSettings(**{"timeout_s": 10, **settings})
-    return ImageLoader(images, LabelStudioClient(where), clock=clock or time.time)
+    kept, shared = (
+        DirectoryStore(cache_dir / name, 10**7) if cache_dir else NO_STORE
+        for name in ("images", "store")
+    )
+    return ImageLoader(
+        ImageSettings(**{"timeout_s": 10, **settings}),
+        LabelStudioClient(where),
+        kept=kept,
+        shared=shared,
+        clock=clock or time.time,
+    )
 
 
 def tokens_seen(host: Host) -> list[str]:
@@ -692,27 +704,86 @@ def test_second_fetch_asks_nobody(label_studio: FakeLabelStudio, tmp_path: Path)
     assert len(label_studio.seen) == asked
 
 
-def test_after_ten_minutes_an_unchanged_image_is_not_sent_again(
-    elsewhere: Host, tmp_path: Path
-) -> None:
-    sent: list[int] = []
+class Versions:
+    """An image at an address, with the ETag of its version; counts how often it is sent."""
 
-    def with_etag(request: Request) -> None:
-        if request.headers.get("If-None-Match") == '"v1"':
+    def __init__(self) -> None:
+        self.data, self.etag, self.sent = PICTURE, '"v1"', 0
+
+    def __call__(self, request: Request) -> None:
+        if request.headers.get("If-None-Match") == self.etag:
             request.reply(304)
         else:
-            sent.append(1)
-            request.reply(200, PICTURE, ETag='"v1"')
+            self.sent += 1
+            request.reply(200, self.data, ETag=self.etag)
 
-    elsewhere.answers["/cat.png"] = with_etag
+
+@pytest.fixture
+def versions(elsewhere: Host) -> Versions:
+    elsewhere.answers["/cat.png"] = answer = Versions()
+    return answer
+
+
+def test_after_ten_minutes_an_unchanged_image_is_not_sent_again(
+    elsewhere: Host, versions: Versions, tmp_path: Path
+) -> None:
     clock = Clock()
     images = loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",))
     url = f"{elsewhere.url}/cat.png"
     for _ in range(3):
         assert images.fetch(url).sha256 == SHA256
         clock.now += 601
-        assert images.key(url) is None
-    assert (len(sent), len(elsewhere.seen)) == (1, 3)
+    assert (versions.sent, len(elsewhere.seen)) == (1, 3)
+
+
+def test_hash_is_still_known_where_only_the_shared_store_survived(
+    elsewhere: Host, versions: Versions, tmp_path: Path
+) -> None:
+    clock = Clock()
+    url = f"{elsewhere.url}/cat.png"
+    loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",)).fetch(url)
+    shutil.rmtree(tmp_path / "images")
+    images = loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",))
+    assert images.key(url) == SHA256
+    assert len(elsewhere.seen) == 1
+    clock.now += 601
+    assert images.key(url) == SHA256  # its host was asked, and sent nothing
+    assert images.key(url) == SHA256
+    assert (versions.sent, len(elsewhere.seen)) == (1, 2)
+    # Another process believes what this one was told.
+    assert loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",)).key(url) == SHA256
+    assert len(elsewhere.seen) == 2
+    assert images.fetch(url).data == PICTURE
+    assert versions.sent == 2
+
+
+def test_replaced_image_has_its_new_hash_after_ten_minutes_in_every_process(
+    elsewhere: Host, versions: Versions, tmp_path: Path
+) -> None:
+    clock = Clock()
+    url = f"{elsewhere.url}/cat.png"
+    here, there = (
+        loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",)) for _ in range(2)
+    )
+    assert here.fetch(url).sha256 == there.fetch(url).sha256 == SHA256
+    versions.data, versions.etag = b"another picture", '"v2"'
+    assert here.key(url) == there.key(url) == SHA256
+    clock.now += 601
+    new = hashlib.sha256(b"another picture").hexdigest()
+    assert here.key(url) == there.key(url) == new
+    assert here.fetch(url).data == there.fetch(url).data == b"another picture"
+    assert versions.sent == 2
+
+
+def test_image_without_etag_is_fetched_again_after_ten_minutes(
+    elsewhere: Host, tmp_path: Path
+) -> None:
+    clock = Clock()
+    images = loader(clock=clock, cache_dir=tmp_path, allowed_hosts=("127.0.0.1",))
+    images.fetch(f"{elsewhere.url}/cat.png")
+    clock.now += 601
+    assert images.key(f"{elsewhere.url}/cat.png") is None
+    assert len(elsewhere.seen) == 1
 
 
 def test_after_ten_minutes_a_changed_image_is_seen(elsewhere: Host, tmp_path: Path) -> None:
@@ -730,8 +801,8 @@ def test_damaged_file_of_the_cache_is_fetched_again(elsewhere: Host, tmp_path: P
     elsewhere.answers["/cat.png"] = lambda request: request.reply(200, PICTURE, ETag='"v1"')
     images = loader(cache_dir=tmp_path, allowed_hosts=("127.0.0.1",))
     images.fetch(f"{elsewhere.url}/cat.png")
-    kept = next(tmp_path.glob("*.image"))
-    kept.write_bytes(PICTURE[:-1])
+    (kept,) = (tmp_path / "images").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
     assert images.fetch(f"{elsewhere.url}/cat.png").data == PICTURE
     assert "If-None-Match" not in elsewhere.seen[1][1]
 
@@ -787,8 +858,8 @@ def test_full_or_forbidden_disk_stops_no_click(
     blocked.write_bytes(b"")
     images = loader(cache_dir=blocked / "cache", allowed_hosts=("127.0.0.1",))
     assert images.fetch(f"{elsewhere.url}/cat.png").data == PICTURE
-    assert images.key(f"{elsewhere.url}/cat.png") is None
-    assert "cache cannot be written" in caplog.text
+    assert images.fetch(f"{elsewhere.url}/cat.png").data == PICTURE
+    assert "cache folder cannot be written" in caplog.text
     assert str(tmp_path) not in caplog.text
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,13 +72,21 @@ def test_a_damaged_bundle_is_refused_by_a_sentence(tmp_path: Path, damage: str) 
     assert str(tmp_path) not in caught.value.sentence
 
 
+def test_the_fastest_runtime_is_chosen_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.model.fastest_runtime", lambda: "openvino-bf16")
+    assert ModelSettings().chosen_runtime() == "openvino-bf16"
+    assert ModelSettings(runtime="onnxruntime").chosen_runtime() == "onnxruntime"
+
+
 def test_encodes_share_the_processors() -> None:
     assert ModelSettings(threads=0).encodes_at_once == 1
     assert ModelSettings(threads=10_000).encodes_at_once == 1
     assert ModelSettings(threads=1).encodes_at_once >= 1
 
 
-@pytest.mark.parametrize("wrong", [{"threads": -1}, {"load_wait_s": 0}, {"load_wait_s": 500}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"threads": -1}, {"load_wait_s": 0}, {"load_wait_s": 500}, {"runtime": "tpu"}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ModelSettings(**wrong)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ def test_an_empty_environment_serves_the_default_model_beside_label_studio() -> 
     assert settings.label_studio.url == "http://localhost:8080"
     assert settings.model.name == "default"
     assert settings.model.models_dir == REPOSITORY / "models"
-    assert settings.images.cache_dir == Path("~/.cache/edgesam-label-studio").expanduser()
+    assert settings.store.cache_dir == Path("~/.cache/edgesam-label-studio").expanduser()
 
 
 def test_every_variable_reaches_its_field() -> None:
@@ -29,7 +29,11 @@ def test_every_variable_reaches_its_field() -> None:
         "EDGESAM_GRANULARITY_PRIOR": "mean",
         "EDGESAM_POLYGON_TOLERANCE_PX": "0.5", "EDGESAM_POLYGON_MAX_VERTICES": "9",
         "EDGESAM_MIN_REGION_PX": "10", "EDGESAM_THREADS": "11", "EDGESAM_LOAD_WAIT_S": "12",
-        "EDGESAM_MAX_BODY_BYTES": "13",
+        "EDGESAM_MAX_BODY_BYTES": "13", "EDGESAM_STORE_BYTES": "14",
+        "EDGESAM_STORE_URL": "redis://store/1",
+        "EDGESAM_RUNTIME": "onnxruntime",
+        "REDIS_URL": "redis://jobs/0", "EDGESAM_WORKER_WAIT_S": "15",
+        "EDGESAM_PREFETCH_TASKS": "16",
     }  # fmt: skip
     assert set(values) == {variable.name for variable in VARIABLES}
     settings, default = Settings.from_env(values), Settings()
@@ -54,6 +58,10 @@ def test_an_empty_value_is_no_value() -> None:
         pytest.param({"LOG_LEVEL": "loud"}, "LOG_LEVEL", id="no level"),
         pytest.param({"EDGESAM_ENCODE_WAIT_S": "1000"}, "EDGESAM_ENCODE_WAIT_S", id="endless"),
         pytest.param({"LABEL_STUDIO_URL": "ftp://x"}, "LABEL_STUDIO_URL", id="no http"),
+        pytest.param({"EDGESAM_STORE_URL": "store:6379"}, "EDGESAM_STORE_URL", id="no Redis"),
+        pytest.param({"REDIS_URL": "jobs:6379"}, "REDIS_URL", id="no Redis for jobs"),
+        pytest.param({"EDGESAM_WORKER_WAIT_S": "0"}, "EDGESAM_WORKER_WAIT_S", id="no wait"),
+        pytest.param({"EDGESAM_PREFETCH_TASKS": "-1"}, "EDGESAM_PREFETCH_TASKS", id="less than 0"),
         pytest.param({"EDGESAM_OUTPUTS": "both"}, "EDGESAM_OUTPUTS", id="no choice"),
         pytest.param(
             {"EDGESAM_GRANULARITY_PRIOR": "on"}, "EDGESAM_GRANULARITY_PRIOR", id="no merge rule"

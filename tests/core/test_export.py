@@ -16,7 +16,7 @@ from edgesam_core.bundle import Bundle, staged_folder, write_manifest
 from edgesam_core.decode import Prompt
 from edgesam_core.errors import BundleError
 from edgesam_core.export import graph, parity, write_bundle
-from edgesam_core.export.decoder import export_decoder
+from edgesam_core.export.decoder import export_decoder, tokens_to_image
 from edgesam_core.export.encoder import encoder_graph, export_encoder
 from edgesam_core.export.fuse import fused
 from edgesam_core.export.graph import halve_constants
@@ -24,6 +24,7 @@ from edgesam_core.export.official import export_official
 from edgesam_core.export.upsample import BicubicTwice
 from edgesam_core.nn.checkpoint import official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.nn.transformer import Attention
 from edgesam_core.segmenter import Segmenter
 from edgesam_core.session import open_session, run_graph
 from tests.core.networks import random_network
@@ -192,6 +193,17 @@ def test_decoder_graph_knows_every_label(
     logits, _ = through_the_graph(decoder_path, embedding, tokens)
     expected, _ = in_pytorch(model, embedding, tokens[0], None)
     assert relative_difference(logits, expected) < RELATIVE
+
+
+def test_attention_that_sees_one_cell_only_is_the_same() -> None:
+    torch.manual_seed(0)
+    attention = Attention(128).eval()
+    tokens, image = torch.randn(2, 3, 256), torch.randn(2, 64, 256)
+    with torch.no_grad():
+        attention.q_proj.weight *= 300  # all other weights are far below what float32 can hold
+        expected = attention(tokens, image, image)
+        actual = tokens_to_image(attention, tokens, image, image)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_point_and_box_equal_the_models_own_rules(

@@ -11,11 +11,15 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import RedisError
 
+from backend.queues import eviction_complaint
 from tests import parts, servers
 
 DOCKERFILE = parts.REPOSITORY / "docker" / "Dockerfile"
@@ -53,6 +57,39 @@ def test_compose_publishes_ports_on_loopback_only():
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_workers_of_the_compose_file_can_be_scaled_and_share_the_cache():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    web, worker = services["edgesam"], services["worker"]
+    assert not {"ports", "container_name"} & worker.keys()
+    for shared in ("image", "volumes", "environment"):
+        assert worker[shared] == web[shared]
+    assert any(volume.startswith("edgesam-cache:") for volume in worker["volumes"])
+    assert worker["environment"]["REDIS_URL"] == "redis://redis:6379/0"
+    assert worker["command"] == ["python", "-m", "backend.worker"]
+    assert worker["healthcheck"] == {"disable": True}  # the image's asks for an HTTP server
+
+
+@pytest.mark.redis
+def test_redis_of_the_compose_file_evicts_and_writes_nothing(tmp_path, free_port):
+    server = parts.find_redis_server()
+    _, *options = yaml.safe_load(COMPOSE.read_text())["services"]["redis"]["command"]
+    command = [server, "--port", str(free_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    log = tmp_path / "redis.log"
+    with (
+        servers.running_process([*command, *options], log) as process,
+        Redis(port=free_port) as redis,
+    ):
+
+        def answers() -> bool:
+            with suppress(RedisError):
+                return bool(redis.ping())
+            return False
+
+        servers.wait_until_ready(process, answers, log, seconds=20)
+        assert eviction_complaint(redis) is None
+        assert redis.config_get("save") == {"save": ""}
 
 
 def test_the_image_runs_as_an_ordinary_user():

@@ -1,0 +1,132 @@
+"""What each step of the fast path costs in mask quality, on photos that nothing was trained on.
+
+The default bundle answers boxes and clicks in fp32, then with the step; both are compared with the
+annotators' masks, and with each other. Both halves of ../shared/data/research_only, a few images of
+every set; without that folder there are no rows.
+
+    python -m bench loss
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench.encode import runtimes
+from distillation.annotated_images import annotated_images
+from distillation.click_rounds import ask, box_prompt, click_prompt
+from distillation.metrics import mask_iou
+from distillation.prompt_points import centre_click
+from edgesam_core.arrays import ImageRGB, Mask
+from edgesam_core.bundle import Bundle, find_bundle
+from edgesam_core.decode import Decoder, Prompt
+from edgesam_core.encode import Encoder
+from edgesam_core.export.encoder import export_encoder
+from edgesam_core.nn.checkpoint import load_state_dict, read_checkpoint
+from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.segmenter import Segmenter
+from edgesam_core.session import open_session
+
+DATA = Path("../shared/data/research_only")
+IMAGES_OF_A_SET = 2
+"""In each half."""
+LIMIT_POINTS = 0.5
+"""The most that the mean IoU may fall with what serves by default, in points."""
+BY_DEFAULT = "bf16 encoder"
+
+
+def run() -> list[dict[str, Any]]:
+    """One row per step and kind of prompt, as ``bench/__main__.py`` describes them."""
+    if not DATA.is_dir():
+        return []
+    bundle = Bundle.open(find_bundle("default", Path("models")))
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Segmenter(bundle)
+        steps = {"fp32": exact, **_steps(bundle, Path(folder))}
+        ious: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        images = 0
+        for image, truths, prompts in _questions():
+            images += 1
+            for kind, asked in prompts.items():
+                masks = {name: _masks(step, image, asked) for name, step in steps.items()}
+                for name, found in masks.items():
+                    ious.setdefault((name, kind), []).extend(
+                        (mask_iou(mask, truth), mask_iou(mask, same))
+                        for mask, truth, same in zip(found, truths, masks["fp32"], strict=True)
+                    )
+    return [
+        _row(name, kind, answers, ious["fp32", kind], images)
+        for (name, kind), answers in ious.items()
+        if name != "fp32"
+    ]
+
+
+def _steps(bundle: Bundle, folder: Path) -> dict[str, Segmenter]:
+    """The default bundle with one thing changed at a time."""
+    steps = {}
+    if "openvino" in runtimes():
+        steps["OpenVINO fp32 encoder"] = Segmenter(bundle, runtime="openvino")
+    if "openvino-bf16" in runtimes():
+        steps[BY_DEFAULT] = Segmenter(bundle, runtime="openvino-bf16")
+        both = Segmenter(bundle, runtime="openvino-bf16")
+        both._decoder = OneByOne(open_session(bundle.decoder_path, runtime="openvino-bf16"))
+        steps["bf16 encoder and decoder"] = both
+    if bundle.weights_path is not None:
+        model, size = EdgeSam().eval(), bundle.manifest.input_size
+        load_state_dict(model, read_checkpoint(bundle.weights_path))
+        export_encoder(model, folder / "any.onnx", input_size=size, leaves_out_padding=True)
+        cut = Segmenter(bundle)
+        cut._encoder = Encoder(
+            open_session(folder / "any.onnx"), input_size=size, bundle_version=cut.version
+        )
+        steps["padding left out, fp32"] = cut
+    return steps
+
+
+class OneByOne(Decoder):
+    """For bundles made before docs/decisions/006, which OpenVINO cannot ask for two prompts."""
+
+    def decode(self, embedding: Any, prompts: Sequence[Prompt]) -> list[Any]:
+        """One call of the graph for each prompt."""
+        return [super(OneByOne, self).decode(embedding, [prompt])[0] for prompt in prompts]
+
+
+def _questions() -> Iterator[tuple[ImageRGB, list[Mask], dict[str, list[Prompt]]]]:
+    """Images with the true masks of their objects and what is asked about each."""
+    for half in ("even", "odd"):
+        for annotated in annotated_images(DATA, half=half, limit=IMAGES_OF_A_SET):
+            truths = [instance.mask() for instance in annotated.instances]
+            yield annotated.read(), truths, {
+                "box": [box_prompt(instance.box_xyxy) for instance in annotated.instances],
+                "click": [click_prompt(centre_click(truth)) for truth in truths],
+            }  # fmt: skip
+
+
+def _masks(segmenter: Segmenter, image: ImageRGB, prompts: Sequence[Prompt]) -> list[Mask]:
+    return [turn.mask for turn in ask(segmenter, segmenter.embed(image), prompts)]
+
+
+def _row(
+    name: str,
+    kind: str,
+    answers: Sequence[tuple[float, float]],
+    exact: Sequence[tuple[float, float]],
+    images: int,
+) -> dict[str, Any]:
+    points, before = (100 * fmean(iou for iou, _ in scores) for scores in (answers, exact))
+    same = fmean(1.0 if agreement != agreement else agreement for _, agreement in answers)
+    return {
+        "name": f"loss of {name}, {kind}",
+        "ours_ms": None,
+        "peer_ms": None,
+        "peer": "",
+        "limit": None,
+        "note": f"mIoU {before:.2f} -> {points:.2f}; IoU with the masks of fp32 {same:.4f}; "
+        f"{len(answers)} objects on {images} photos",
+        "loss_points": before - points,
+        "iou_with_fp32": same,
+        "over": name == BY_DEFAULT and before - points > LIMIT_POINTS,
+    }
