@@ -215,8 +215,7 @@ class LabelStudioClient:
         """Tasks of a project in the order of their ids, which is that of sequential labelling.
 
         Which task Label Studio serves next it tells only to a person, and locks it for them. Asking
-        for this list changes nothing, except where the project retrieves predictions
-        automatically: then Label Studio asks for those of the listed tasks first.
+        for this list changes nothing and makes it ask nobody (data_manager/api.py: TaskListAPI).
 
         Args:
             project_id: The project.
@@ -245,6 +244,7 @@ class LabelStudioClient:
             project=project_id,
             page_size=count,
             resolve_uri="false",  # addresses as /predict has them
+            review="true",  # else it might have predictions made for these tasks first, by us
             query=json.dumps(query),
         )
         tasks = listed.get("tasks") if isinstance(listed, dict) else None

@@ -148,12 +148,15 @@ class Prefetch:
         after: object,
         tasks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        """Note a signal; what has another form than Label Studio's says nothing."""
         try:
             images = deque(self._engine.images_of(tasks, label_config) if tasks else ())
         except EdgeSamError as exc:
             logger.debug("nothing is encoded ahead: %s", exc.sentence)
             return
+        given = len(images)
         signal = _Signal(project_id, label_config, images, None)
+        self._metrics.prefetches.labels("dropped").inc(given - len(signal.images))
         with self._lock:
             if project_id is not None and isinstance(after, int):
                 signal.after = after if self._is_to_be_asked((project_id, after)) else None
@@ -162,9 +165,17 @@ class Prefetch:
             self._signals.append(signal)
             self._drop_old()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-                atexit.register(self.close)  # a process that ends in the middle of an encode aborts
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        """Begin to work; a process that has no more threads goes without."""
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        atexit.register(self.close)  # a process that ended in the middle of an encode would abort
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None
+            self._complaints.warn("No thread could be started to encode images ahead.")
 
     def _is_to_be_asked(self, question: tuple[int, int]) -> bool:
         """Whether to ask Label Studio what follows a task; once in a while."""
@@ -198,7 +209,7 @@ class Prefetch:
                 else:
                     signal.images.extend(self._next(signal))
             except EdgeSamError as exc:
-                self._complaints.warn(f"Nothing is encoded ahead: {exc.sentence}")
+                self._complaints.warn(f"Not encoded ahead of a click: {exc.sentence}")
             except Exception:
                 logger.exception("something went wrong while an image was encoded ahead")
 

@@ -1,6 +1,6 @@
 """Trained weights become the bundle that the repository carries, measured and described.
 
-    python -m distillation.release WEIGHTS DATA_DIR models/default --input-size 256
+    python -m distillation.release WEIGHTS DATA_DIR models/default --input-size 384
 
 ``WEIGHTS`` is a run's ``student.safetensors``. What can be chosen (whether earlier logits are fed
 back, whether masks of a click are ranked by the predicted IoU) is chosen on the even image ids of

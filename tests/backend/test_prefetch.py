@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
@@ -31,6 +33,7 @@ from tests.backend.conftest import (
 )
 from tests.backend.hosts import FakeLabelStudio, Request, running
 from tests.backend.workers import MortalRedis, running_worker, wait_until
+from tests.parts import REPOSITORY
 
 
 class TaskList(FakeLabelStudio):
@@ -281,7 +284,7 @@ def test_what_fails_is_counted_and_the_next_image_is_encoded(
     label_studio.files["/api/tasks"] = lambda request: request.reply_json(200, ["other"])
     client.post("/predict", json=opened(*[label_studio.tasks[i] for i in (1, 2, 3)]))
     wait_for(client, encoded=2, failed=1)
-    assert "Nothing is encoded ahead: The file is no image" in caplog.text
+    assert "Not encoded ahead of a click: The file is no image" in caplog.text
     webhook(client, "TASKS_CREATED", tasks=[])
     wait_for(client, encoded=2, failed=1)
     assert "form that is not known" in caplog.text
@@ -424,6 +427,51 @@ def test_label_studio_is_asked_again_after_a_while(label_studio: TaskList) -> No
     assert work(lambda: prefetch.worked_on(1, 5, BRUSH_CONFIG)) == [(4, 2), (5, 2)]
     now[0] += 1
     assert len(work(lambda: prefetch.worked_on(1, 4, BRUSH_CONFIG))) == 3
+
+
+def test_a_process_that_has_no_more_threads_answers_all_the_same(
+    client: FlaskClient, label_studio: TaskList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.application.extensions["edgesam"].model.segmenter()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert client.post("/predict", json=opened(label_studio.tasks[1])).status_code == 200
+    webhook(client, "TASKS_CREATED")
+    wait_for(client, encoded=4, warm=3)  # of this signal 1, 2, 3; of the earlier one 1; 2, 3, 4
+
+
+@pytest.mark.slow
+def test_a_process_ends_in_the_middle_of_encoding_ahead(disc_bundle: Path) -> None:
+    program = f"""
+from backend.app import create_app
+from backend.model import ModelSettings
+from backend.settings import Settings
+from tests.backend.conftest import picture_uri
+from tests.backend.test_prefetch import opened
+from tests.backend.workers import wait_until
+
+app = create_app(Settings(model=ModelSettings(name={str(disc_bundle)!r}, threads=1)))
+tasks = [{{"id": n, "data": {{"image": picture_uri(grey=n)}}}} for n in range(200)]
+assert app.test_client().post("/predict", json=opened(*tasks)).status_code == 200
+service = app.extensions["edgesam"]
+none = b'prefetches_total{{outcome="encoded"}} 0.0'
+wait_until(lambda: none not in service.metrics.text(), "the first encode")
+print("ends")
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (told.returncode, told.stdout) == (0, "ends\n"), told.stderr
+    assert "Traceback" not in told.stderr
+    assert 1 <= told.stderr.count(": encoded in") < 200
 
 
 # --- with workers ---

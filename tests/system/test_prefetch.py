@@ -19,6 +19,7 @@ import pytest
 import requests
 from PIL import Image
 
+from backend.label_studio import LabelStudioClient, LabelStudioSettings
 from backend.metrics import CACHE_OUTCOMES, PREFETCH_OUTCOMES
 from tests import parts, servers
 from tests.backend.conftest import BRUSH_CONFIG, keypoint, picture_uri
@@ -102,6 +103,29 @@ def test_who_labels_100_tasks_in_sequence_finds_95_of_them_warm(
     assert found.total() == 100
     assert found["hit"] >= 95
     assert ahead["failed"] == ahead["dropped"] == 0
+
+
+def test_asking_for_the_next_tasks_leaves_out_labelled_ones_and_has_no_predictions_made(
+    api, label_studio, backend
+):
+    """Where a project retrieves predictions automatically, most lists would ask us for them."""
+    project, tasks = new_project(api, "next tasks", 6)
+    api.attach(project, backend.url)
+    api.call("PATCH", f"/api/projects/{project}", json={"evaluate_predictions_automatically": True})
+    api.call("POST", f"/api/tasks/{tasks[2]}/annotations", json={"result": []})
+    api.call(
+        "POST", f"/api/tasks/{tasks[3]}/annotations", json={"result": [], "was_cancelled": True}
+    )
+    client = LabelStudioClient(
+        LabelStudioSettings(label_studio.url, label_studio.personal_access_token)
+    )
+    found = client.tasks(project, after=tasks[0], count=3)
+    assert [task["id"] for task in found] == [tasks[1], tasks[3], tasks[4]]
+    assert found[0]["data"]["image"].startswith("/data/upload/")
+    whole = client.tasks(project, count=100, unlabelled=False)
+    assert [task["id"] for task in whole] == tasks
+    assert client.project(project)["task_number"] == 6
+    assert predict_lines(backend, project) == []
 
 
 def test_predictions_of_300_tasks_are_retrieved_and_a_click_comes_in_between(
