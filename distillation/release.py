@@ -24,6 +24,7 @@ from typing import Any
 from distillation.candidate_rules import BY_PREDICTION, BY_STABILITY
 from distillation.evaluate import main as evaluate
 from distillation.evaluate import tables
+from distillation.measuring import WITH_LOGITS
 from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.nn.checkpoint import read_checkpoint
@@ -76,8 +77,9 @@ def release(
     method = measured["settings"]["method"]
     card = CARD.read_text(encoding="utf-8").replace("{input_size}", str(input_size))
     card = card.replace("{scores}", tables(measured).replace(method, "this model").strip())
+    served = method + WITH_LOGITS if choices.refines_with_mask_input else method
     scores = {
-        "miou_percent": measured["miou_percent"]["all"][method],
+        "miou_percent": measured["miou_percent"]["all"][served],
         "objects": measured["counts"]["all"],
         "ids": "odd",
     }

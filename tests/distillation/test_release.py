@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from distillation.release import BY_PREDICTION, BY_STABILITY, Choices, choose, release
+from distillation.candidate_rules import BY_PREDICTION, BY_STABILITY
+from distillation.release import Choices, choose, release
 from edgesam_core.bundle import Bundle
 from edgesam_core.nn.checkpoint import official_state_dict
 from tests.core.networks import random_network
@@ -42,6 +43,9 @@ def test_a_release_is_measured_on_odd_ids_and_says_so(data_folder: Path, tmp_pat
     assert manifest.draws_prompts
     assert (manifest.scores["ids"], manifest.scores["objects"] > 0) == ("odd", True)
     card = (tmp_path / "default" / "MODEL_CARD.md").read_text()
-    assert f"| {manifest.scores['miou_percent']['box']:.1f} |" in card
+    served = "this model" + ", earlier logits as mask input" * manifest.refines_with_mask_input
+    row = next(line for line in card.splitlines() if f"| {served} |" in line)
+    for score in manifest.scores["miou_percent"].values():
+        assert f" {score:.1f} |" in row
     assert "{" not in card.split("## Where it fails")[0]
     assert json.loads((tmp_path / "default" / "manifest.json").read_text())["scores"]
