@@ -7,6 +7,7 @@ session.py is the one caller, and turns what is raised here into sentences.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,6 +21,23 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
+_first_use = threading.Lock()
+
+
+def _library() -> Any:
+    """OpenVINO, woken up by one thread before any other may use it; raises ImportError.
+
+    The first array that its Python half converts fills tables of C++ under a lock that knows
+    nothing of Python's: two threads that begin at once wait for each other for ever, with all of
+    Python (seen with 2026.4.1).
+    """
+    with _first_use:
+        import openvino
+
+        openvino.Type.f32.to_dtype()
+        openvino.Tensor(np.zeros(1, np.float32))
+    return openvino
+
 
 @cache
 def capabilities() -> frozenset[str]:
@@ -29,9 +47,7 @@ def capabilities() -> frozenset[str]:
     and their kin in /proc/cpuinfo); emulated it would be slower than fp32.
     """
     try:
-        import openvino
-
-        return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        return frozenset(_library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     except ImportError:
         return frozenset()
     except RuntimeError as exc:  # what need not be there must not stop the server
@@ -54,18 +70,20 @@ class OpenVinoSession:
             streams: How many runs go on side by side; more wait in OpenVINO's queue.
             precision: "f32" or "bf16", of the multiplications; inputs and outputs are fp32.
         """
-        import openvino
-
-        self._graph: Any = openvino.Core().compile_model(
-            str(path),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": precision,
-                "INFERENCE_NUM_THREADS": threads * streams,
-                "NUM_STREAMS": streams,
-                # A server's processors are seldom its own: threads go where there is room.
-                "ENABLE_CPU_PINNING": False,
-            },
+        self._graph: Any = (
+            _library()
+            .Core()
+            .compile_model(
+                str(path),
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": precision,
+                    "INFERENCE_NUM_THREADS": threads * streams,
+                    "NUM_STREAMS": streams,
+                    # A server's processors are seldom its own: threads go where there is room.
+                    "ENABLE_CPU_PINNING": False,
+                },
+            )
         )
         self.inputs: dict[str, tuple[int | None, ...]] = {
             node.any_name: tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,38 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     openvino_session.capabilities.cache_clear()
     yield
     openvino_session.capabilities.cache_clear()
+
+
+FIRST_USE = """
+import faulthandler, sys, threading, time
+from pathlib import Path
+import numpy as np
+import numpy.lib
+from edgesam_core.openvino_session import OpenVinoSession
+
+slow_down = numpy.lib.NumpyVersion.__init__
+
+def dawdle(self, version):  # called once, while OpenVINO learns of NumPy: let others in meanwhile
+    time.sleep(0.5)
+    slow_down(self, version)
+
+numpy.lib.NumpyVersion.__init__ = dawdle
+faulthandler.dump_traceback_later(30, exit=True)
+started = threading.Barrier(4)
+
+def first_use():
+    started.wait()
+    session = OpenVinoSession(Path(sys.argv[1]), threads=1, streams=1, precision="f32")
+    size = session.inputs["image"][-1]
+    session.run(["image_embeddings"], {"image": np.zeros((1, 3, size, size), np.float32)})
+
+threads = [threading.Thread(target=first_use) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+"""
 
 
 def inputs_of_decoder(session: Session, prompts: int, points: int) -> dict[str, FloatArray]:
@@ -188,3 +221,17 @@ def test_a_small_input_is_decoded_by_onnx_runtime(tiny_bundle: Path, bf16: None)
     prompts: list[Prompt] = [click(40, 40)]
     (ours,), (theirs,) = segmenter.decode(embedding, prompts), plain.decode(embedding, prompts)
     np.testing.assert_array_equal(ours.low_res_logits, theirs.low_res_logits)
+
+
+def test_threads_that_use_openvino_for_the_first_time_at_once_do_not_block_each_other(
+    openvino: frozenset[str], tiny_bundle: Path
+) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, str(Bundle.open(tiny_bundle).encoder_path)],
+        cwd=parts.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert told.stdout == "done\n", told.stderr
