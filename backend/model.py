@@ -35,8 +35,9 @@ class ModelSettings:
     # Name of a folder in the models folder, or the path of a bundle.
     models_dir: Path = _MODELS_DIR
     # Folder that holds bundles by name; `models/` of the repository.
-    runtime: str = "auto"
-    # Who runs the graphs: auto (the fastest here), onnxruntime, openvino, openvino-bf16.
+    runtime: str = "onnxruntime"
+    # Who runs the graphs: onnxruntime, openvino, openvino-bf16, or auto (the fastest here).
+    # OpenVINO encodes faster, most of all at input size 1024, and is on trial (decision 006).
     threads: int = 0
     # Processors for one image or click; 0 means all that the process may use.
     load_wait_s: float = 60.0

@@ -21,22 +21,23 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-_first_use = threading.Lock()
+_one_at_a_time = threading.RLock()
+"""Held while a graph is opened: several at once once ended in a crash (docs/decisions/006)."""
 
 
-def _library() -> Any:
-    """OpenVINO, woken up by one thread before any other may use it; raises ImportError.
+@cache
+def _core() -> Any:
+    """OpenVINO's one core of this process, woken up; raises ImportError. Call it under the lock.
 
-    The first array that its Python half converts fills tables of C++ under a lock that knows
+    The first array that OpenVINO's Python half converts fills tables of C++ under a lock that knows
     nothing of Python's: two threads that begin at once wait for each other for ever, with all of
-    Python (seen with 2026.4.1).
+    Python (seen with 2026.4.1). So one array is converted here.
     """
-    with _first_use:
-        import openvino
+    import openvino
 
-        openvino.Type.f32.to_dtype()
-        openvino.Tensor(np.zeros(1, np.float32))
-    return openvino
+    openvino.Type.f32.to_dtype()
+    openvino.Tensor(np.zeros(1, np.float32))
+    return openvino.Core()
 
 
 @cache
@@ -47,7 +48,8 @@ def capabilities() -> frozenset[str]:
     and their kin in /proc/cpuinfo); emulated it would be slower than fp32.
     """
     try:
-        return frozenset(_library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        with _one_at_a_time:
+            return frozenset(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     except ImportError:
         return frozenset()
     except RuntimeError as exc:  # what need not be there must not stop the server
@@ -70,21 +72,15 @@ class OpenVinoSession:
             streams: How many runs go on side by side; more wait in OpenVINO's queue.
             precision: "f32" or "bf16", of the multiplications; inputs and outputs are fp32.
         """
-        self._graph: Any = (
-            _library()
-            .Core()
-            .compile_model(
-                str(path),
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": precision,
-                    "INFERENCE_NUM_THREADS": threads * streams,
-                    "NUM_STREAMS": streams,
-                    # A server's processors are seldom its own: threads go where there is room.
-                    "ENABLE_CPU_PINNING": False,
-                },
-            )
-        )
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads * streams,
+            "NUM_STREAMS": streams,
+            # A server's processors are seldom its own: threads go where there is room.
+            "ENABLE_CPU_PINNING": False,
+        }
+        with _one_at_a_time:
+            self._graph: Any = _core().compile_model(str(path), "CPU", options)
         self.inputs: dict[str, tuple[int | None, ...]] = {
             node.any_name: tuple(
                 None if axis.is_dynamic else axis.get_length() for axis in node.partial_shape

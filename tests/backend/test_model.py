@@ -72,10 +72,12 @@ def test_a_damaged_bundle_is_refused_by_a_sentence(tmp_path: Path, damage: str) 
     assert str(tmp_path) not in caught.value.sentence
 
 
-def test_the_fastest_runtime_is_chosen_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_runtime_is_chosen_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("backend.model.fastest_runtime", lambda: "openvino-bf16")
-    assert ModelSettings().chosen_runtime() == "openvino-bf16"
-    assert ModelSettings(runtime="onnxruntime").chosen_runtime() == "onnxruntime"
+    assert ModelSettings(runtime="auto").chosen_runtime() == "openvino-bf16"
+    assert ModelSettings().chosen_runtime() == "onnxruntime"
 
 
 def test_encodes_share_the_processors() -> None:

@@ -31,7 +31,7 @@ def test_every_variable_reaches_its_field() -> None:
         "EDGESAM_MIN_REGION_PX": "10", "EDGESAM_THREADS": "11", "EDGESAM_LOAD_WAIT_S": "12",
         "EDGESAM_MAX_BODY_BYTES": "13", "EDGESAM_STORE_BYTES": "14",
         "EDGESAM_STORE_URL": "redis://store/1",
-        "EDGESAM_RUNTIME": "onnxruntime",
+        "EDGESAM_RUNTIME": "openvino",
         "REDIS_URL": "redis://jobs/0", "EDGESAM_WORKER_WAIT_S": "15",
         "EDGESAM_PREFETCH_TASKS": "16",
     }  # fmt: skip

@@ -42,10 +42,13 @@ def bf16(openvino: frozenset[str]) -> None:
 @pytest.fixture
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine on which it was not installed."""
+    import_again = openvino_session.capabilities.cache_clear, openvino_session._core.cache_clear
     monkeypatch.setitem(sys.modules, "openvino", None)
-    openvino_session.capabilities.cache_clear()
+    for forget in import_again:
+        forget()
     yield
-    openvino_session.capabilities.cache_clear()
+    for forget in import_again:
+        forget()
 
 
 FIRST_USE = """
