@@ -61,7 +61,7 @@ def _check(settings: Settings, project_id: int | None) -> int:
     for finding in examine(
         settings.label_studio,
         settings.images,
-        queues=settings.queues,
+        settings.queues,
         open_model=lambda: Segmenter(Bundle.open(settings.model.folder())).manifest.name,
         project_id=project_id,
     ):

@@ -42,9 +42,9 @@ class Finding:
 def examine(
     label_studio: LabelStudioSettings,
     images: ImageSettings,
+    queues: QueueSettings,
     *,
     open_model: Callable[[], str],
-    queues: QueueSettings = QueueSettings(),  # noqa: B008  frozen
     project_id: int | None = None,
 ) -> Iterator[Finding]:
     """Walk the way of a click and say what is found, step by step.
@@ -56,8 +56,8 @@ def examine(
         label_studio: As the server would use them.
         images: As the server would use them; the cache is left out, so that one image is really
             fetched.
-        open_model: Opens the bundle that would be served and returns its name.
         queues: As the server would use them; without Redis there is nothing to say about them.
+        open_model: Opens the bundle that would be served and returns its name.
         project_id: The project to look at; None: the newest with a backend attached.
     """
     yield _try(lambda: f"The model {open_model()} opens.")

@@ -10,40 +10,26 @@ in it, or only negative clicks. Everything else is a mask or an error with a sen
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from backend import logs
-from backend.embeddings import EmbeddingStore, Outcome, embedding_key
+from backend.encoding import Encoding
 from backend.granularity import GranularitySettings, merge_rule
-from backend.images import ImageLoader
-from backend.jobs import EncodeRequest, Jobs
-from backend.label_config import (
-    ImageTag,
-    LabelConfig,
-    image_uri,
-    image_uris,
-    parse_label_config,
-)
+from backend.jobs import EncodeRequest
+from backend.label_config import LabelConfig, image_uri, image_uris, parse_label_config
 from backend.metrics import Metrics
 from backend.model import ServedModel
 from backend.prompts import ObjectPrompt, Prompts, read_prompts
 from backend.refinement import Refinement
 from backend.results import ResultSettings, Suggested, clean_mask, regions_for
-from edgesam_core.encode import Embedding
-from edgesam_core.errors import BundleError, ImageError, PromptError, RequestError
+from edgesam_core.errors import ImageError, PromptError, RequestError
 from edgesam_core.granularity import MergeRule
-from edgesam_core.image import read_image
-from edgesam_core.segmenter import Segmenter, with_proposed_box
+from edgesam_core.segmenter import with_proposed_box
 
 Prediction = dict[str, Any]
 """``{"result": [...], "score": ..., "model_version": ...}``, one per task."""
-
-Ahead = Literal["warm", "encoded", "queued"]
-"""It was encoded already; was encoded here; a worker will see to it."""
 
 
 class Engine:
@@ -52,38 +38,28 @@ class Engine:
     def __init__(
         self,
         model: ServedModel,
-        images: ImageLoader,
-        embeddings: EmbeddingStore,
+        encoding: Encoding,
         refinement: Refinement,
         settings: ResultSettings,
+        granularity: GranularitySettings,
         metrics: Metrics,
-        jobs: Jobs,
-        *,
-        max_pixels: int,
-        granularity: GranularitySettings = GranularitySettings(),  # noqa: B008  frozen
     ) -> None:
         """Put the parts together; app.py does it from the settings.
 
         Args:
             model: The bundle that answers.
-            images: Where images come from.
-            embeddings: Kept embeddings.
+            encoding: Where embeddings come from.
             refinement: Kept logits of earlier masks.
             settings: How masks become regions.
-            metrics: Where times and hits are counted.
-            jobs: Workers that encode, if there are any.
-            max_pixels: Width x height of the largest image that is read.
             granularity: Whether proposed boxes join single clicks, unless asked otherwise.
+            metrics: Where times are counted.
         """
         self.model = model
-        self._images = images
-        self._embeddings = embeddings
+        self._encoding = encoding
         self._refinement = refinement
         self._settings = settings
-        self._metrics = metrics
-        self._jobs = jobs
-        self._max_pixels = max_pixels
         self._granularity = granularity
+        self._metrics = metrics
 
     def predict(
         self,
@@ -144,64 +120,6 @@ class Engine:
                 ]
         return requests
 
-    def encode_ahead(self, request: EncodeRequest) -> Ahead:
-        """Have an image encoded that nobody waits for: by a worker, or here when nobody clicks.
-
-        An image that is encoded already costs a look into the store and no fetch.
-
-        Raises:
-            EdgeSamError: Whatever stands between the address and its embedding.
-        """
-        segmenter = self.model.segmenter()
-
-        def key_of(image_key: str) -> str:
-            return embedding_key(
-                image_key, segmenter.version, with_proposals=request.with_proposals
-            )
-
-        image_key = self._images.key(request.uri, request.task_id)
-        if image_key is not None and self._embeddings.has(key_of(image_key)):
-            return "warm"
-        image = self._images.fetch(request.uri, task_id=request.task_id)
-        key = key_of(image.sha256)
-        if self._embeddings.has(key):
-            return "warm"
-        for_worker = replace(request, image_key=image.sha256, version=segmenter.version)
-        if self._jobs.prefetch(for_worker, key=key):
-            return "queued"
-
-        def encode() -> Embedding:
-            return self._encode(segmenter, image.data, with_proposals=request.with_proposals)
-
-        return "encoded" if self._embeddings.encode_ahead(key, encode) else "warm"
-
-    def encode(self, request: EncodeRequest) -> Outcome:
-        """Do a job: encode its image into the shared store; "hit" where it lies there already.
-
-        Raises:
-            BundleError: The job was made for another version of the model.
-            ImageError: The address gives other bytes than those that were clicked on.
-            EdgeSamError: Whatever else stands between the address and its embedding.
-        """
-        segmenter = self.model.segmenter()
-        if request.version != segmenter.version:
-            raise BundleError(
-                "This worker serves another version of the model than the one that clicks ask for. "
-                "Start workers and servers with the same MODEL.",
-                detail=f"{segmenter.version} here, {request.version} asked",
-            )
-        image = self._images.fetch(request.uri, task_id=request.task_id)
-        if request.image_key not in (None, image.sha256):
-            raise ImageError(
-                "The image at this address has changed since it was clicked on. Click again."
-            )
-        key = embedding_key(image.sha256, segmenter.version, with_proposals=request.with_proposals)
-
-        def encode() -> Embedding:
-            return self._encode(segmenter, image.data, with_proposals=request.with_proposals)
-
-        return self._embeddings.get_or_encode(key, encode)[1]
-
     def _merge_rule(
         self, context: Mapping[str, Any] | None, config: LabelConfig
     ) -> MergeRule | None:
@@ -259,9 +177,9 @@ class Engine:
         # A config that cannot hold the mask is told before an image is fetched for it.
         config.outputs(tag.name, prompts.objects[0].labels)
         segmenter = self.model.segmenter()
-        key, embedding, _ = self._embedding(
-            segmenter, task, tag, prompts.item_index, with_proposals=rule is not None
-        )
+        uri = image_uri(tag, _fields(task), prompts.item_index)
+        request = EncodeRequest(uri, _task_id(task), None, segmenter.version, rule is not None)
+        key, embedding = self._encoding.for_click(segmenter, request)
         prompts.check_size(embedding.original_size_hw)
         in_pixels = [p.in_pixels(embedding.original_size_hw) for p in prompts.objects]
         if segmenter.manifest.refines_with_mask_input:
@@ -296,57 +214,6 @@ class Engine:
             )
             answers.append((suggested, drawn))
         return answers
-
-    def _embedding(
-        self,
-        segmenter: Segmenter,
-        task: Mapping[str, Any],
-        tag: ImageTag,
-        item_index: int | None,
-        *,
-        with_proposals: bool,
-    ) -> tuple[str, Embedding, Outcome]:
-        """Key and embedding of the image that was clicked on, and how it was found."""
-        uri, task_id = image_uri(tag, _fields(task), item_index), _task_id(task)
-        with self._metrics.stage("fetch"):
-            image_key = self._images.key(uri, task_id)
-        if image_key is not None:
-            key = embedding_key(image_key, segmenter.version, with_proposals=with_proposals)
-            kept = self._embeddings.get(key)
-            if kept is not None:
-                return self._found(key, kept, "hit")
-        with self._metrics.stage("fetch"):
-            image = self._images.fetch(uri, task_id=task_id)
-        key = embedding_key(image.sha256, segmenter.version, with_proposals=with_proposals)
-        asked = time.perf_counter()
-
-        def encode() -> Embedding:
-            self._metrics.observe_stage("wait", time.perf_counter() - asked)
-            return self._encode(segmenter, image.data, with_proposals=with_proposals)
-
-        request = EncodeRequest(uri, task_id, image.sha256, segmenter.version, with_proposals)
-        embedding, outcome = self._embeddings.get_or_encode(
-            key, encode, ask_worker=lambda: self._jobs.encode(request, key=key)
-        )
-        if outcome == "joined":
-            self._metrics.observe_stage("wait", time.perf_counter() - asked)
-        return self._found(key, embedding, outcome)
-
-    def _found(
-        self, key: str, embedding: Embedding, outcome: Outcome
-    ) -> tuple[str, Embedding, Outcome]:
-        """Count how an embedding was found; one cold image makes a request cold."""
-        self._metrics.embedding_cache.labels(outcome).inc()
-        record = logs.current()
-        if record.temperature != "cold":
-            record.temperature = "warm" if outcome == "hit" else "cold"
-        return key, embedding, outcome
-
-    def _encode(self, segmenter: Segmenter, data: bytes, *, with_proposals: bool) -> Embedding:
-        with self._metrics.stage("read"):
-            image = read_image(data, max_pixels=self._max_pixels)
-        with self._metrics.stage("encode"):
-            return segmenter.embed(image, with_proposals=with_proposals)
 
 
 def _fields(task: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,13 +9,10 @@ __main__.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from backend.embeddings import EmbeddingSettings
-from backend.engine import Engine
 from backend.label_studio import LabelStudioClient
-from backend.queues import QueueSettings
 from backend.service import Service
 from backend.settings import Settings
 from backend.store import NO_STORE, open_store
@@ -60,13 +57,10 @@ class Precompute:
                 "Nothing would be kept: set EDGESAM_CACHE_DIR or EDGESAM_STORE_URL, as for the "
                 "server."
             )
-        alone = replace(
-            settings, embeddings=EmbeddingSettings(cache_bytes=0), queues=QueueSettings()
-        )
         self._settings = settings
-        self._engine: Engine = Service(alone).engine
+        self._service = Service.that_only_encodes(settings)
         self._label_studio = LabelStudioClient(settings.label_studio)
-        self._engine.model.segmenter()
+        self._service.model.segmenter()
 
     def project(self, project_id: int) -> Project:
         """Ask Label Studio about a project.
@@ -81,7 +75,7 @@ class Precompute:
     def shortage(self, project: Project) -> str | None:
         """What to say where the store cannot hold the project; None where it can, or may."""
         settings = self._settings.store
-        side = self._engine.model.manifest.input_size // 16
+        side = self._service.model.manifest.input_size // 16
         room = settings.store_bytes // (256 * side * side * 2)
         if settings.url or project.task_count <= room:
             return None
@@ -107,9 +101,9 @@ class Precompute:
 
     def _encode(self, project: Project, task: Mapping[str, Any]) -> Step:
         encoded, complaint = 0, None
-        for image in self._engine.images_of([task], project.label_config):
+        for image in self._service.engine.images_of([task], project.label_config):
             try:
-                encoded += self._engine.encode_ahead(image) == "encoded"
+                encoded += self._service.encoding.ahead(image) == "encoded"
             except EdgeSamError as exc:
                 complaint = exc.sentence
         return Step(task["id"], encoded, complaint)

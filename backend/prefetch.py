@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Any
 
 from backend import logs
-from backend.engine import Engine
+from backend.encoding import Ahead
 from backend.jobs import EncodeRequest
 from backend.label_studio import LabelStudioClient
 from backend.metrics import Metrics
@@ -87,7 +87,8 @@ class Prefetch:
 
     def __init__(
         self,
-        engine: Engine,
+        images_of: Callable[[Sequence[Mapping[str, Any]], object], list[EncodeRequest]],
+        encode_ahead: Callable[[EncodeRequest], Ahead],
         label_studio: LabelStudioClient,
         settings: PrefetchSettings,
         metrics: Metrics,
@@ -97,13 +98,15 @@ class Prefetch:
         """Start nothing before the first signal.
 
         Args:
-            engine: What encodes.
+            images_of: Tasks and a labelling config to the images that clicks would need.
+            encode_ahead: Has one of them encoded.
             label_studio: Who knows the next tasks; not asked without a token.
             settings: How many of them.
             metrics: Where outcomes are counted.
             clock: Seconds, never going back.
         """
-        self._engine = engine
+        self._images_of = images_of
+        self._encode_ahead = encode_ahead
         self._label_studio = label_studio
         self._settings = settings
         self._metrics = metrics
@@ -150,7 +153,7 @@ class Prefetch:
     ) -> None:
         """Note a signal; what has another form than Label Studio's says nothing."""
         try:
-            images = deque(self._engine.images_of(tasks, label_config) if tasks else ())
+            images = deque(self._images_of(tasks, label_config) if tasks else ())
         except EdgeSamError as exc:
             logger.debug("nothing is encoded ahead: %s", exc.sentence)
             return
@@ -228,7 +231,7 @@ class Prefetch:
     def _encode(self, image: EncodeRequest, project_id: int | None) -> None:
         started = time.perf_counter()
         try:
-            outcome = self._engine.encode_ahead(image)
+            outcome = self._encode_ahead(image)
         except Exception:
             self._metrics.prefetches.labels("failed").inc()
             raise
@@ -249,4 +252,4 @@ class Prefetch:
         if len(tasks) < count and after:
             first = self._label_studio.tasks(signal.project_id, count=count - len(tasks))
             tasks += [task for task in first if task["id"] < after]
-        return self._engine.images_of(tasks, signal.label_config)
+        return self._images_of(tasks, signal.label_config)

@@ -15,15 +15,13 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from backend import logs
-from backend.embeddings import EmbeddingSettings
 from backend.jobs import ENCODE, EncodeRequest
-from backend.queues import ENCODER_QUEUES, QueueSettings, eviction_complaint
+from backend.queues import ENCODER_QUEUES, eviction_complaint
 from backend.rq_worker import EncoderWorker, Functions, no_answer
 from backend.service import Service
 from backend.settings import Settings, SettingsError
@@ -39,7 +37,7 @@ def encoder(service: Service) -> Functions:
 
     def encode(**fields: Any) -> str:
         request, started = EncodeRequest(**fields), time.perf_counter()
-        outcome = "hit" if service.engine.encode(request) == "hit" else "encoded"
+        outcome = "hit" if service.encoding.job(request) == "hit" else "encoded"
         milliseconds = (time.perf_counter() - started) * 1000
         logger.info("encode task %s: %s in %.0f ms", request.task_id, outcome, milliseconds)
         return outcome
@@ -85,10 +83,7 @@ def main() -> int:
         sys.stderr.write("A worker takes its jobs from Redis: set REDIS_URL, as for the server.\n")
         return 1
     logs.configure(settings.logs)
-    # The shared store alone: an embedding in this memory would be out of everybody's reach.
-    service = Service(
-        replace(settings, embeddings=EmbeddingSettings(cache_bytes=0), queues=QueueSettings())
-    )
+    service = Service.that_only_encodes(settings)
     try:
         service.model.segmenter()
     except EdgeSamError as exc:

@@ -57,6 +57,7 @@ class SetUp:
             examine(
                 LabelStudioSettings(self.host.url, self.api_key),
                 ImageSettings(timeout_s=5),
+                QueueSettings(),
                 open_model=lambda: "default",
                 project_id=project_id,
             )
@@ -97,6 +98,7 @@ def test_model_that_does_not_open_is_told_and_the_rest_still_looked_at() -> None
     first, second = examine(
         LabelStudioSettings(f"http://127.0.0.1:{free_port()}"),
         ImageSettings(),
+        QueueSettings(),
         open_model=open_model,
     )
     assert first == Finding(False, BundleError.default_sentence)
@@ -216,10 +218,8 @@ def test_command_says_what_setting_is_wrong(
 @pytest.mark.redis
 class TestWorkers:
     def finding(self, url: str) -> Finding:
-        settings = LabelStudioSettings("http://127.0.0.1:1", None), ImageSettings()
-        _, finding, *_ = examine(
-            *settings, open_model=lambda: "default", queues=QueueSettings(redis_url=url)
-        )
+        nobody, queues = LabelStudioSettings("http://127.0.0.1:1"), QueueSettings(redis_url=url)
+        _, finding, *_ = examine(nobody, ImageSettings(), queues, open_model=lambda: "default")
         return finding
 
     def test_workers_that_listen_are_counted(self, redis_server: str) -> None:

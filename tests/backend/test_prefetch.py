@@ -14,6 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from backend.encoding import Ahead
 from backend.images import ImageSettings
 from backend.jobs import EncodeRequest
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
@@ -303,7 +304,7 @@ def test_without_a_token_only_the_opened_task_is_encoded(
 
 
 class Encodes:
-    """Stands in for the engine: its images wait until they are let go."""
+    """Its images wait until they are let go."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -313,7 +314,7 @@ class Encodes:
     def images_of(self, tasks: Any, label_config: object) -> list[EncodeRequest]:
         return [EncodeRequest(task["data"], task["id"], None, "v", False) for task in tasks]
 
-    def encode_ahead(self, request: EncodeRequest) -> str:
+    def ahead(self, request: EncodeRequest) -> Ahead:
         self.has_begun.set()
         self.let_go.wait(60)
         if request.uri == "broken":
@@ -335,7 +336,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def prefetch(encodes: Encodes, metrics: Metrics) -> Iterator[Prefetch]:
     client = LabelStudioClient(LabelStudioSettings("http://127.0.0.1:1"))
-    prefetch = Prefetch(encodes, client, PrefetchSettings(), metrics)  # type: ignore[arg-type]
+    prefetch = Prefetch(encodes.images_of, encodes.ahead, client, PrefetchSettings(), metrics)
     yield prefetch
     encodes.let_go.set()
     prefetch.close()
@@ -409,7 +410,8 @@ def test_label_studio_is_asked_again_after_a_while(label_studio: TaskList) -> No
     encodes.let_go.set()
     client = LabelStudioClient(LabelStudioSettings(label_studio.url, label_studio.legacy))
     prefetch = Prefetch(
-        encodes,  # type: ignore[arg-type]
+        encodes.images_of,
+        encodes.ahead,
         client,
         PrefetchSettings(2),
         Metrics(),

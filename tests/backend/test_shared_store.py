@@ -395,7 +395,7 @@ def test_a_replaced_image_is_noticed_by_every_backend(
     assert [area(client, url, click) for client in clients] == dark  # believed for ten minutes
     later = time.time() + 601
     for client in clients:
-        client.application.extensions["edgesam"].engine._images._clock = lambda: later
+        client.application.extensions["edgesam"].encoding._images._clock = lambda: later
     bright = [area(client, url, click) for client in clients]
     assert bright[0] == bright[1] > dark[0] == dark[1]
 

@@ -13,6 +13,7 @@ import pytest
 from backend.doctor import examine
 from backend.images import ImageSettings
 from backend.label_studio import LabelStudioSettings
+from backend.queues import QueueSettings
 from tests import servers
 from tests.backend.conftest import BRUSH_CONFIG, picture_bytes
 from tests.backend.hosts import Host, running
@@ -31,6 +32,7 @@ def complaints(label_studio: servers.RunningLabelStudio) -> Complaints:
         findings = examine(
             replace(settings, **changed),
             ImageSettings(),
+            QueueSettings(),
             open_model=lambda: "disc",
             project_id=project_id,
         )
