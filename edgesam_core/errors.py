@@ -72,6 +72,16 @@ class ImageTooLarge(ImageError):
     default_sentence = "The image is too large. Make it smaller or raise the limit."
 
 
+class Superseded(RequestError):
+    """A newer click asks for the same and more; nobody looks at this one's answer."""
+
+    status = 409
+    code = "superseded"
+    default_sentence = (
+        "A newer click on the same object is being answered in place of this one. Nothing to do."
+    )
+
+
 class HostRefused(RequestError):
     """The image's host is private and was not named as allowed."""
 
@@ -119,6 +129,14 @@ class BundleError(EdgeSamError):
 
     code = "bundle_error"
     default_sentence = "The model bundle is damaged. Restore it or choose another one."
+
+
+class VersionsError(EdgeSamError):
+    """Trained versions cannot be kept or read; what was served stays."""
+
+    status = 503
+    code = "versions_error"
+    default_sentence = "The folder of trained versions cannot be used. What was served stays."
 
 
 class RunError(EdgeSamError):

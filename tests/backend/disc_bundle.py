@@ -140,15 +140,16 @@ def write_disc_bundle(
     input_size: int = 256,
     refines: bool = True,
     name: str = "disc",
+    radius_px: float = RADIUS_PX,
     likely_anchors: Mapping[int, float] | None = None,
 ) -> Path:
     """Write the bundle and return its folder.
 
-    With `likely_anchors` (index of an anchor: its logit) the bundle has a granularity prior, which
+    Bundles of another `radius_px` are other versions. With `likely_anchors` (index of an anchor: its logit) the bundle has a granularity prior, which
     proposes the boxes of just these anchors on every image.
     """
     folder.mkdir(parents=True)
-    sizes = {"S": input_size, "s": input_size // 16, "m": input_size // 4, "radius": RADIUS_PX}
+    sizes = {"S": input_size, "s": input_size // 16, "m": input_size // 4, "radius": radius_px}
     encoder_text = _ENCODER
     if likely_anchors is not None:
         _save_granularity(folder, input_size, likely_anchors)

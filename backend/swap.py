@@ -1,0 +1,88 @@
+"""A version that was promoted takes over in a running server, and nobody notices but by its masks.
+
+A thread looks at each project's ``current`` a few times a second, which costs one small read. Where
+it has changed: open the new version and let it answer a click of its own, encode the images that
+the project's annotators clicked on last, and only then answer by it. Requests that are under way
+keep the model that they began with. What cannot be opened is refused once, with a line in the log,
+and the old version goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from backend.logs import Complaints
+from backend.models import Models, opened
+from backend.versions import Versions
+from edgesam_core.errors import BundleError, EdgeSamError
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+"""Between two looks at what projects should be served."""
+
+
+class Swaps:
+    """Watches for promotions; one thread per process."""
+
+    def __init__(self, models: Models, versions: Versions, warm: Callable[[int, str], int]) -> None:
+        """Start nothing yet.
+
+        Args:
+            models: Who is served what, in this process.
+            versions: Who should be served what.
+            warm: Encodes the images that a project works on for a version, and says how many.
+        """
+        self._models = models
+        self._versions = versions
+        self._warm = warm
+        self._refused: dict[int, str | None] = {}
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._complaints = Complaints(logger)
+
+    def start(self) -> None:
+        """Watch from now on; in the process that serves, since a fork has no threads."""
+        with self._lock:
+            if not self._versions.are_kept or (self._thread and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._watch, name="swap", daemon=True)
+            self._thread.start()
+
+    def look(self) -> None:
+        """Bring every project of this process to the version that it should be served."""
+        for project_id in self._models.projects():
+            try:
+                self._bring(project_id)
+            except EdgeSamError as exc:
+                self._complaints.warn(f"Project {project_id} keeps its model: {exc.sentence}")
+            except Exception:
+                logger.exception("project %d keeps its model", project_id)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOK_S)
+            self.look()
+
+    def _bring(self, project_id: int) -> None:
+        wanted = self._versions.current(project_id)
+        served = self._models.of(project_id)
+        if served.version == (wanted or self._models.own.version):
+            self._refused.pop(project_id, None)
+            return
+        if project_id in self._refused and self._refused[project_id] == wanted:
+            return
+        try:
+            model = opened(self._models, wanted)
+        except BundleError:
+            self._refused[project_id] = wanted
+            raise
+        count = self._warm(project_id, model.version)
+        self._models.serve(project_id, model)
+        logger.info(
+            "project %d is served version %s instead of %s; %d images encoded for it",
+            project_id, model.version, served.version, count,
+        )  # fmt: skip
