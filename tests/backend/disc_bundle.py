@@ -145,8 +145,9 @@ def write_disc_bundle(
 ) -> Path:
     """Write the bundle and return its folder.
 
-    Bundles of another `radius_px` are other versions. With `likely_anchors` (index of an anchor: its logit) the bundle has a granularity prior, which
-    proposes the boxes of just these anchors on every image.
+    Bundles of another `radius_px` are other versions. With `likely_anchors` (index of an anchor:
+    its logit) the bundle has a granularity prior, which proposes the boxes of just these anchors on
+    every image.
     """
     folder.mkdir(parents=True)
     sizes = {"S": input_size, "s": input_size // 16, "m": input_size // 4, "radius": radius_px}
