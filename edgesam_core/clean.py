@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgesam_core.runs import Integers, RowRuns, row_runs
+from edgesam_core.runs import Integers, RowRuns
 from edgesam_core.windowed_mask import WindowedMask
 
 
@@ -36,28 +36,27 @@ def remove_specks(mask: WindowedMask, *, min_area_px: int) -> WindowedMask:
         mask: Any mask; returned as it is if there is nothing to do.
         min_area_px: Floor in pixels of the original; 0 and 1 remove nothing.
     """
-    window = mask.window
-    islands = row_runs(window)
+    islands = mask.runs
     if min_area_px <= 1 or len(islands.rows) == 0:
         return mask
     label = connected_components(islands, diagonal=False)
     areas = np.bincount(label, weights=islands.lengths)
     stays = areas >= min_area_px
     stays[np.argmax(areas)] = True
+    cleaned = mask
     if not stays[label].all():
-        window = islands.select(stays[label]).paint()
+        kept = islands.select(stays[label])
+        cleaned = WindowedMask(kept, mask.x0, mask.y0, mask.original_size_hw).tight()
 
-    outside = row_runs(~window)
+    outside = cleaned.runs.complement()
     label = connected_components(outside, diagonal=True)
     areas = np.bincount(label, weights=outside.lengths)
     stays = areas >= min_area_px
     stays[label[_touches_border(outside)]] = True
-    if not stays[label].all():
-        window = ~outside.select(stays[label]).paint()
-
-    if window is mask.window:
-        return mask
-    return WindowedMask(window, mask.x0, mask.y0, mask.original_size_hw)
+    if stays[label].all():
+        return cleaned
+    filled = outside.select(stays[label]).complement()
+    return WindowedMask(filled, cleaned.x0, cleaned.y0, mask.original_size_hw)
 
 
 def connected_components(runs: RowRuns, *, diagonal: bool) -> Integers:

@@ -66,6 +66,22 @@ def pixels_to_percent(
     return np.asarray(points, dtype=np.float64) * 100 / (width, height)
 
 
+def outline_percent_to_pixels(
+    points_percent: npt.NDArray[np.float64], original_size_hw: SizeHW
+) -> npt.NDArray[np.float64]:
+    """As ``percent_to_pixels``, for the outline of a region, which may leave the image.
+
+    Args:
+        points_percent: [N, 2] (x, y).
+        original_size_hw: (height, width) in pixels.
+
+    Returns:
+        [N, 2] (x, y) in original pixels, neither cut nor rounded.
+    """
+    height, width = original_size_hw
+    return points_percent * (width, height) / 100
+
+
 def rectangle_percent_to_box(
     x_percent: float,
     y_percent: float,
@@ -94,15 +110,44 @@ def rectangle_percent_to_box(
     Raises:
         PromptError: A value is not a number, or nothing of the box lies inside the image.
     """
+    corners = rectangle_percent_to_corners(
+        x_percent, y_percent, width_percent, height_percent, rotation_degrees, original_size_hw
+    )
+    box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+    return clip_box(box.astype(np.float32), original_size_hw)
+
+
+def rectangle_percent_to_corners(
+    x_percent: float,
+    y_percent: float,
+    width_percent: float,
+    height_percent: float,
+    rotation_degrees: float,
+    original_size_hw: SizeHW,
+) -> npt.NDArray[np.float64]:
+    """The corners of Label Studio's rectangle, wherever they lie.
+
+    Args:
+        x_percent: See ``rectangle_percent_to_box``, also for the others.
+        y_percent: Top side.
+        width_percent: Before the rotation.
+        height_percent: Before the rotation.
+        rotation_degrees: Clockwise about (x, y).
+        original_size_hw: (height, width) in pixels.
+
+    Returns:
+        [4, 2] (x, y) in original pixels, in order around it; NaN for what is no number.
+    """
     height, width = original_size_hw
     x, w = x_percent * width / 100, width_percent * width / 100
     y, h = y_percent * height / 100, height_percent * height / 100
     angle = math.radians(rotation_degrees) if math.isfinite(rotation_degrees) else math.nan
     along = np.array([math.cos(angle), math.sin(angle)]) * w
     down = np.array([-math.sin(angle), math.cos(angle)]) * h
-    corners = np.array([x, y]) + np.array([0 * along, along, along + down, down])  # [4, 2]
-    box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
-    return clip_box(box.astype(np.float32), original_size_hw)
+    corners: npt.NDArray[np.float64] = np.array([x, y]) + np.array(
+        [0 * along, along, along + down, down]
+    )
+    return corners
 
 
 def clip_box(box_xyxy: BoxXYXY, original_size_hw: SizeHW) -> BoxXYXY:

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from edgesam_core.arrays import Mask, SizeHW
 from edgesam_core.errors import PromptError
-from edgesam_core.runs import Integers, row_runs
+from edgesam_core.runs import Integers
 from edgesam_core.windowed_mask import WindowedMask
 
 CHANNELS = 4
@@ -63,18 +63,13 @@ def mask_to_brush_rle(mask: WindowedMask) -> list[int]:
     Source:
         Byte for byte ``label_studio_sdk.converter.brush.mask2rle`` (2.1.2).
     """
-    height, width = mask.original_size_hw
-    sample_count = height * width * CHANNELS
-    if sample_count >= 1 << 32:
-        raise ValueError(f"brush RLE holds less than 2**30 pixels, got {height}x{width}")
-    is_white, lengths = _alternating_runs(mask)
-    codes, bits = _run_codes(np.where(is_white, 255, 0), lengths * CHANNELS)
+    return list(_pack_bits(*_codes(mask)))
 
-    header = sample_count << 21 | (VALUE_BITS - 1) << 16
-    for position, size in enumerate(RUN_SIZES.tolist()):
-        header |= (size - 1) << 4 * (3 - position)
-    codes, bits = np.insert(codes, 0, header), np.insert(bits, 0, HEADER_BITS)
-    return list(_pack_bits(codes, bits))
+
+def brush_rle_bytes(mask: WindowedMask) -> int:
+    """How many byte values `mask_to_brush_rle` would give, without packing them."""
+    _, bits = _codes(mask)
+    return int(bits.sum()) // 8 + 1
 
 
 def brush_rle_to_mask(rle: Sequence[int], size_hw: SizeHW) -> Mask:
@@ -102,6 +97,21 @@ def brush_rle_to_mask(rle: Sequence[int], size_hw: SizeHW) -> Mask:
 # Encoding
 
 
+def _codes(mask: WindowedMask) -> tuple[Integers, Integers]:
+    """Header and runs as numbers, and how many bits each has."""
+    height, width = mask.original_size_hw
+    sample_count = height * width * CHANNELS
+    if sample_count >= 1 << 32:
+        raise ValueError(f"brush RLE holds less than 2**30 pixels, got {height}x{width}")
+    is_white, lengths = _alternating_runs(mask)
+    codes, bits = _run_codes(np.where(is_white, 255, 0), lengths * CHANNELS)
+
+    header = sample_count << 21 | (VALUE_BITS - 1) << 16
+    for position, size in enumerate(RUN_SIZES.tolist()):
+        header |= (size - 1) << 4 * (3 - position)
+    return np.insert(codes, 0, header), np.insert(bits, 0, HEADER_BITS)
+
+
 def _alternating_runs(mask: WindowedMask) -> tuple[npt.NDArray[np.bool_], Integers]:
     """Runs of the whole image in row-major order, across the ends of rows.
 
@@ -109,8 +119,8 @@ def _alternating_runs(mask: WindowedMask) -> tuple[npt.NDArray[np.bool_], Intege
         [N] True for a run inside the mask, [N] its length in pixels, at least 1.
     """
     height, width = mask.original_size_hw
-    runs = row_runs(mask.window)
-    row_begins = (runs.rows + mask.y0) * width + mask.x0
+    runs = mask.full_runs()
+    row_begins = runs.rows * width
     starts, stops = row_begins + runs.starts, row_begins + runs.stops
     # A run that reaches the right edge goes on in one that begins at the left edge below.
     joints = np.flatnonzero(starts[1:] == stops[:-1])

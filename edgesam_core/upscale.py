@@ -4,11 +4,12 @@ The official way (REFERENCE.md section 5): up-scale the logits bilinearly to the
 cut the padding off, resize bilinearly to the original, threshold at 0. For a 4000x3000 image that
 is twelve million floats, of which only the sign is wanted. Here no pixel is ever interpolated:
 
-1. Down the columns, both resizes are done as they are: at most H rows of S/4 numbers.
+1. Down the columns, the first resize is done as it is: at most S rows of S/4 numbers. The second
+   one is done only for cells whose neighbourhood has both signs.
 2. Along a row, the second resize draws straight lines between the samples of the input frame, so
    the mask can change only between two samples of different sign, and where the line crosses zero
-   follows from the two. Those places are looked for only in cells whose neighbourhood is mixed.
-3. The pixels between two crossings are filled.
+   follows from the two.
+3. What lies between two crossings is a run, and runs are all that the next steps need.
 
 Resizing with bilinear weights never invents a sign: where all neighbours agree, so does the result.
 It stands between ``candidates.py`` and ``clean.py`` in a click's path.
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgesam_core.arrays import LogitsMap, SizeHW, check_shape
-from edgesam_core.runs import Integers, paint_toggles
+from edgesam_core.runs import Integers, runs_between
 from edgesam_core.windowed_mask import WindowedMask
 
 RowLogits = Annotated[npt.NDArray[np.float32], "[R, w] rows of the original, low-res columns"]
@@ -70,20 +71,23 @@ def upscale(
     first_column = max(int(positive_columns[0]) - 2, 0)
     columns = low_res_logits[:, first_column : int(positive_columns[-1]) + 3]
 
-    ys, row_logits = _resize_rows(columns, input_size, input_size_hw[0], height)
-    rows, sources, falling = _zero_crossings(
-        row_logits, first_column, samples_per_cell, input_size_hw[1]
+    in_frame = _Taps.of(input_size, len(columns))[: input_size_hw[0]].mix(columns)
+    taps = _Taps.of(height, input_size_hw[0])
+    ys, sources, falling = _zero_crossings(
+        *_mixed_cells(in_frame, taps), first_column, samples_per_cell, input_size_hw[1]
     )
     # A pixel is positive only if its logit is above zero: one that lies exactly on a crossing
     # belongs to the outside, on both flanks of an object.
     positions = (sources + 0.5) * (width / input_size_hw[1]) - 0.5
     xs = np.where(falling, np.ceil(positions), np.floor(positions) + 1).astype(np.int64)
 
-    begins = np.flatnonzero(row_logits[:, 0] > 0)  # rows that are positive from the image's edge
-    rows, xs = np.append(rows, begins), np.append(xs, np.zeros_like(begins))
-    ends = np.flatnonzero(np.bincount(rows, minlength=len(ys)) % 2)  # ... and to the other edge
-    rows, xs = np.append(rows, ends), np.append(xs, np.full_like(ends, width))
-    return _fill(ys[rows], xs, original_size_hw)
+    begins = np.flatnonzero(taps.mix(in_frame[:, :1]) > 0)  # positive from the image's edge
+    ys, xs = np.append(ys, begins), np.append(xs, np.zeros_like(begins))
+    ends = np.flatnonzero(np.bincount(ys, minlength=height) % 2)  # ... and to the other edge
+    ys, xs = np.append(ys, ends), np.append(xs, np.full_like(ends, width))
+    if len(xs) == 0:
+        return WindowedMask.empty(original_size_hw)
+    return WindowedMask(runs_between(ys, xs, original_size_hw), 0, 0, original_size_hw).tight()
 
 
 def _check(
@@ -117,72 +121,86 @@ class _Taps:
         lower = np.minimum(source.astype(np.int64), inputs - 1)
         return cls(lower, np.minimum(lower + 1, inputs - 1), source - lower)
 
-    def __getitem__(self, chosen: Integers | slice) -> _Taps:
+    def __getitem__(self, chosen: slice) -> _Taps:
         return _Taps(self.lower[chosen], self.upper[chosen], self.fraction[chosen])
 
     def mix(self, rows: RowLogits) -> RowLogits:
-        fraction = self.fraction.astype(np.float32)[:, None]
-        mixed: RowLogits = rows[self.lower] * (1 - fraction) + rows[self.upper] * fraction
-        return mixed
+        return _between(rows[self.lower], rows[self.upper], self.fraction)
 
 
-def _resize_rows(
-    columns: RowLogits, input_size: int, input_height: int, height: int
-) -> tuple[Integers, RowLogits]:
-    """Both resizes down the columns, for those rows of the original that can hold the mask.
+def _between(lower: RowLogits, upper: RowLogits, fraction: npt.NDArray[np.float64]) -> RowLogits:
+    """[R, w] logits that lie by ``fraction`` [R] of the way from ``lower`` to ``upper``."""
+    weight = fraction.astype(np.float32)[:, None]
+    mixed: RowLogits = lower * (1 - weight) + upper * weight
+    return mixed
+
+
+def _mixed_cells(
+    in_frame: RowLogits, taps: _Taps
+) -> tuple[Integers, Integers, npt.NDArray[np.float32]]:
+    """Where, in the rows of the original, a low-res column and its neighbours differ in sign.
+
+    Args:
+        in_frame: [R, w] rows of the input frame, low-res columns.
+        taps: Which two of those rows each row of the original mixes.
 
     Returns:
-        [R] the rows of the original, ascending, and their logits [R, w].
+        Sorted by row and column: [K] row of the original; [K] column in the cut; [K, 3] the logits
+        in that row of the column's left neighbour, of itself, and of its right neighbour.
     """
-    in_frame = _Taps.of(input_size, len(columns))[:input_height].mix(columns)
-    highest = in_frame.max(axis=1)
-    taps = _Taps.of(height, input_height)
-    ys = np.flatnonzero((highest[taps.lower] > 0) | (highest[taps.upper] > 0))
-    return ys, taps[ys].mix(in_frame)
+    neighbours = np.pad(in_frame, ((0, 0), (1, 1)), mode="edge")
+    positive = neighbours > 0
+    some = positive[:, :-2] | positive[:, 1:-1] | positive[:, 2:]
+    every = positive[:, :-2] & positive[:, 1:-1] & positive[:, 2:]
+    # All rows of the original between the same two rows of the frame look at the same cells.
+    some[:-1] |= some[1:]
+    every[:-1] &= every[1:]
+    mixed = some & ~every
+    frame_row, column = np.divmod(np.flatnonzero(mixed), mixed.shape[1])
+    of_column = np.lib.stride_tricks.sliding_window_view(neighbours, 3, axis=1)  # [R, w, 3]
+    above = of_column[frame_row, column]
+    under = of_column[np.minimum(frame_row + 1, len(in_frame) - 1), column]
+
+    counts = np.count_nonzero(mixed, axis=1)[taps.lower]  # cells in each row of the original
+    first = np.searchsorted(frame_row, taps.lower)
+    ys = np.repeat(np.arange(len(counts)), counts)
+    cell = np.arange(len(ys)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    return ys, column[cell], _between(above[cell], under[cell], taps.fraction[ys])
 
 
 def _zero_crossings(
-    row_logits: RowLogits, first_column: int, samples_per_cell: int, input_width: int
+    ys: Integers,
+    columns: Integers,
+    neighbour_logits: npt.NDArray[np.float32],
+    first_column: int,
+    samples_per_cell: int,
+    input_width: int,
 ) -> tuple[Integers, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Where each row's logits, in the input frame, cross zero.
 
     Args:
-        row_logits: [R, w], a cut out of the low-res columns.
+        ys: [K] row of the original, of each cell.
+        columns: [K] low-res column in the cut, of each cell.
+        neighbour_logits: [K, 3] of the column and its neighbours (`_mixed_cells`).
         first_column: Low-res column of the cut's first column.
         samples_per_cell: Input-frame samples per low-res column (4).
         input_width: Samples beyond this one are padding.
 
     Returns:
-        Sorted by row and position: [K] index of the row; [K] position in samples of the input
-        frame (0 is the centre of the first); [K] True where the logits fall, False where they rise.
+        Sorted by row and position: [N] row of the original; [N] position in samples of the input
+        frame (0 is the centre of the first); [N] True where the logits fall, False where they rise.
     """
-    neighbours = np.pad(row_logits, ((0, 0), (1, 1)), mode="edge")
-    positive = neighbours > 0
-    changes = positive[:, 1:] != positive[:, :-1]
-    row, column = np.nonzero(changes[:, 1:] | changes[:, :-1])
-    left_to_right = [neighbours[row, column + offset] for offset in range(3)]
-
     # A cell holds the samples around its low-res column and the first one of the next cell; each
     # sample mixes the column with its left or right neighbour by distance.
     sample_offsets = (np.arange(samples_per_cell + 1) + 0.5) / samples_per_cell - 0.5
     weights = np.maximum(1 - np.abs(sample_offsets - np.array([[-1.0], [0.0], [1.0]])), 0)
-    samples = np.stack(left_to_right, axis=1) @ weights.astype(np.float32)
+    samples = neighbour_logits @ weights.astype(np.float32)
 
     sample_is_positive = samples > 0
     cell, step = np.nonzero(sample_is_positive[:, 1:] != sample_is_positive[:, :-1])
     left = samples[cell, step].astype(np.float64)
     right = samples[cell, step + 1].astype(np.float64)
-    sample = (first_column + column[cell]) * samples_per_cell + step
+    sample = (first_column + columns[cell]) * samples_per_cell + step
     inside = sample + 1 < input_width
     crossings = sample + left / (left - right)
-    return row[cell][inside], crossings[inside], left[inside] > 0
-
-
-def _fill(ys: Integers, xs: Integers, original_size_hw: SizeHW) -> WindowedMask:
-    """The mask that changes at these pixels, an even number of times in every row."""
-    if len(xs) == 0 or xs.min() == xs.max():
-        return WindowedMask.empty(original_size_hw)
-    x0, x1 = int(xs.min()), int(xs.max())
-    y0, y1 = int(ys.min()), int(ys.max()) + 1
-    toggles = np.sort((ys - y0) * (x1 - x0) + (xs - x0))
-    return WindowedMask(paint_toggles(toggles, (y1 - y0, x1 - x0)), x0, y0, original_size_hw)
+    return ys[cell][inside], crossings[inside], left[inside] > 0

@@ -147,9 +147,9 @@ def test_a_rectangle_is_the_box_around_the_whole_mask() -> None:
 
 def test_the_hash_is_that_of_the_mask_and_not_of_its_window() -> None:
     mask = two_islands()
-    wide = WindowedMask(mask.full(), 0, 0, SIZE_HW)
+    wide = WindowedMask.from_window(mask.full(), 0, 0, SIZE_HW)
     assert mask_hash(mask) == mask_hash(wide)
-    moved = WindowedMask(mask.window, mask.x0 + 1, mask.y0, SIZE_HW)
+    moved = WindowedMask(mask.runs, mask.x0 + 1, mask.y0, SIZE_HW)
     assert mask_hash(mask) != mask_hash(moved)
     assert mask_hash(WindowedMask.empty(SIZE_HW)) != mask_hash(mask)
     (brush,) = regions("brush", mask)

@@ -117,7 +117,7 @@ def test_a_hole_counts_without_the_specks_in_it():
 
 
 def test_a_clean_mask_comes_back_as_it_is():
-    mask = WindowedMask(np.ones((30, 30), np.bool_), 5, 6, (100, 100))
+    mask = WindowedMask.from_window(np.ones((30, 30), np.bool_), 5, 6, (100, 100))
     assert remove_specks(mask, min_area_px=64) is mask
     empty = WindowedMask.empty((5, 5))
     assert remove_specks(empty, min_area_px=64) is empty

@@ -113,8 +113,8 @@ def test_the_window_makes_no_difference(mask, left, top, right, bottom):
     height, width = full.shape
     windows = [
         WindowedMask.from_full(full),
-        WindowedMask(full, 0, 0, (height, width)),
-        WindowedMask(mask, left, top, (height, width)),
+        WindowedMask.from_window(full, 0, 0, (height, width)),
+        WindowedMask.from_window(mask, left, top, (height, width)),
     ]
     first, *others = [mask_to_brush_rle(window) for window in windows]
     assert all(other == first for other in others)

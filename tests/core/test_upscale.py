@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesam_core.clean import remove_specks
+from edgesam_core.rle import mask_to_brush_rle
 from edgesam_core.upscale import upscale
 
 
@@ -126,6 +130,21 @@ def test_the_window_stays_close_to_a_small_object():
     )
     assert 0 < mask.area == mask.window.sum()
     assert max(mask.window.shape) < 100
+
+
+def test_a_small_object_costs_what_it_covers_however_large_the_image_is():
+    """From logits to bytes, on 800 million pixels."""
+    logits = np.full((256, 256), -1, np.float32)
+    logits[60:64, 50:54] = 1
+    sizes = {"input_size": 1024, "input_size_hw": (512, 1024), "original_size_hw": (20000, 40000)}
+    tracemalloc.start()
+    mask = remove_specks(upscale(logits, **sizes), min_area_px=64)
+    rle = mask_to_brush_rle(mask)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max(mask.runs.size_hw) < 1000
+    assert len(rle) > 1000
+    assert peak_bytes < 16e6
 
 
 @pytest.mark.parametrize(

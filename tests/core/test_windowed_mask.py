@@ -32,7 +32,17 @@ def test_the_window_of_a_full_mask_is_its_tight_box(mask):
 def test_the_box_is_tight_where_the_window_is_not():
     window = np.zeros((6, 7), np.bool_)
     window[2:4, 3] = True
-    assert WindowedMask(window, 10, 20, (100, 100)).box_xyxy == (13.0, 22.0, 14.0, 24.0)
+    assert WindowedMask.from_window(window, 10, 20, (100, 100)).box_xyxy == (13.0, 22.0, 14.0, 24.0)
+
+
+@given(MASKS)
+def test_no_pixel_is_painted_before_somebody_asks_for_one(mask):
+    windowed = WindowedMask.from_window(mask, 3, 4, (40, 40))
+    assert windowed.tight().area == windowed.area == mask.sum()
+    assert windowed.tight().box_xyxy == windowed.box_xyxy
+    assert "window" not in vars(windowed)
+    assert np.array_equal(windowed.window, mask)
+    assert np.array_equal(windowed.tight().full(), windowed.full())
 
 
 def test_an_empty_mask_has_no_box_and_no_area():
@@ -56,4 +66,4 @@ def test_an_empty_mask_has_no_box_and_no_area():
 )
 def test_a_window_that_does_not_fit_is_refused(window, x0, y0, size_hw):
     with pytest.raises(ValueError, match=r"window|original_size_hw"):
-        WindowedMask(window, x0, y0, size_hw)
+        WindowedMask.from_window(window, x0, y0, size_hw)
