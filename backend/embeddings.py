@@ -17,16 +17,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from backend.byte_budget import ByteBudget
 from backend.embedding_bytes import bytes_to_embedding, embedding_to_bytes
 from backend.logs import Complaints
+from backend.machine_turns import MachineTurns
 from backend.store import NO_STORE, Store
 from backend.turns import Turns
 from edgesam_core import preprocess
@@ -46,7 +47,8 @@ class EmbeddingSettings:
     # Bytes of memory for embeddings; one takes 2 MB at input size 1024, 0.5 MB at 512, and at most
     # 0.2 MB more with the proposals of a granularity prior.
     wait_s: float = 30.0
-    # Seconds that a click waits for its image to be encoded before it is answered with 503.
+    # Seconds that a click waits for its image to be encoded, and then for its turn to be decoded,
+    # before it is answered with 503.
 
     def __post_init__(self) -> None:
         """Refuse a negative budget and an endless or impossible wait."""
@@ -69,6 +71,16 @@ def embedding_key(image_key: str, bundle_version: str, *, with_proposals: bool =
     return f"{key}:proposals" if with_proposals else key
 
 
+def crop_key(key: str, crop_xyxy: Sequence[int]) -> str:
+    """The key of the embedding of a part of an image.
+
+    Args:
+        key: Of the whole image's.
+        crop_xyxy: [4] its edges in pixels of the original.
+    """
+    return f"{key}:crop:{','.join(map(str, crop_xyxy))}"
+
+
 @dataclass
 class _Kept:
     """An embedding in float16 in memory, and when the shared store last had it (monotonic)."""
@@ -86,6 +98,7 @@ class EmbeddingStore:
         shared: Store = NO_STORE,
         *,
         encodes_at_once: int = 1,
+        machine: MachineTurns | None = None,
     ) -> None:
         """Start with an empty memory.
 
@@ -94,11 +107,12 @@ class EmbeddingStore:
             shared: What all processes share; `NO_STORE` for memory alone.
             encodes_at_once: How many images may be encoded side by side; with all processors
                 given to each encode, more than one makes all of them slower.
+            machine: The turns of all processes here; None where this one is alone.
         """
         self._settings = settings
         self._memory: ByteBudget[_Kept] = ByteBudget(settings.cache_bytes)
         self._shared = shared
-        self._turns = Turns(encodes_at_once)
+        self._turns = Turns(encodes_at_once, machine)
         self._in_flight: dict[str, Future[Embedding]] = {}
         self._lock = threading.Lock()
         self._complaints = Complaints(logging.getLogger(__name__))
@@ -145,6 +159,7 @@ class EmbeddingStore:
         encode: Callable[[], Embedding],
         *,
         ask_worker: Callable[[], bool] | None = None,
+        given_up: Future[NoReturn] | None = None,
     ) -> tuple[Embedding, Outcome]:
         """The embedding, made by a worker or by `encode` if neither kept nor being made.
 
@@ -154,6 +169,8 @@ class EmbeddingStore:
             ask_worker: Has a worker encode it, and waits: True if the shared store has it now,
                 False if it is to be encoded here. Called before a turn is taken here, at most once
                 at a time for a key.
+            given_up: Done, with the error to raise, once the caller waits in vain. It ends the wait
+                for what another caller makes; whoever makes an embedding makes it for all.
 
         Returns:
             The embedding (rounded to float16, so that the first click on an image and all later
@@ -161,7 +178,8 @@ class EmbeddingStore:
 
         Raises:
             Unavailable: The wait took too long.
-            EdgeSamError: Whatever `encode` raised, for all that waited for it.
+            EdgeSamError: Whatever `encode` raised, for all that waited for it; or what `given_up`
+                holds.
         """
         kept = self._from_memory(key)
         if kept is not None:
@@ -170,10 +188,13 @@ class EmbeddingStore:
         outcome: Outcome = "joined"
         if is_leader:
             outcome = self._lead(key, flight, lambda: self._make(key, encode, ask_worker))
-        try:
-            embedding = flight.result(timeout=self._settings.wait_s)
-        except TimeoutError as exc:
-            raise _too_busy() from exc
+        awaited: list[Future[Any]] = [flight] if given_up is None else [flight, given_up]
+        wait(awaited, self._settings.wait_s, FIRST_COMPLETED)
+        if not flight.done():
+            if given_up is not None and given_up.done():
+                given_up.result()
+            raise _too_busy()
+        embedding = flight.result()
         self._share(key, embedding, outcome)
         return _widened(embedding), outcome
 

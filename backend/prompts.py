@@ -80,6 +80,8 @@ class PromptRegion:
     item_index: int | None
     original_size_hw: SizeHW | None
     # as the page saw the image; None where the caller did not say
+    region_id: str | None
+    # made at random by the page; None where the caller did not say
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Prompts:
     # those that ask for something
     negatives_only: bool
     # there were clicks, all of them negative
+    region_ids: frozenset[str]
+    # of all that was drawn here; empty where any of it came without (superseded.py)
 
     def check_size(self, actual_hw: SizeHW) -> None:
         """Refuse an image of another size than the one that the annotator sees.
@@ -186,16 +190,19 @@ def read_prompts(context: Mapping[str, Any] | None) -> list[Prompts]:
 def _prompts_of(regions: list[PromptRegion]) -> Prompts:
     """The prompts of one object tag, on the picture where the last one was drawn."""
     last = regions[-1]
-    objects = _group([r for r in regions if r.item_index == last.item_index])
+    on_picture = [r for r in regions if r.item_index == last.item_index]
+    objects = _group(on_picture)
     for prompt in objects:  # refuse what lies outside before an image is fetched for it
         prompt.in_pixels(last.original_size_hw or (100, 100))
     asking = tuple(prompt for prompt in objects if prompt.asks_for_something)
+    ids = frozenset(r.region_id for r in on_picture if r.region_id)
     return Prompts(
         to_name=last.to_name,
         item_index=last.item_index,
         original_size_hw=last.original_size_hw,
         objects=asking,
         negatives_only=not asking,
+        region_ids=ids if all(r.region_id for r in on_picture) else frozenset(),
     )
 
 
@@ -251,6 +258,7 @@ def _read_region(result: dict[str, Any], labels: tuple[str, ...]) -> PromptRegio
         labels=labels,
         item_index=item_index,
         original_size_hw=seen,
+        region_id=_id(result),
     )
 
 
