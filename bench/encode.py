@@ -2,9 +2,8 @@
 
 Ours: branches folded, bicubic up-sampling as fixed convolutions, cells never projected. Official:
 batch norms folded by the exporter, branches kept, bilinear Resize; stability scores in the decoder;
-ONNX Runtime. Calls alternate, so that a busy machine slows all; medians are reported and ratios
-judged. Speed does not depend on the weights: the default bundle's are taken where it is there.
-What reduced precision and left-out padding cost in mask quality is loss.py's part.
+ONNX Runtime. Speed does not depend on the weights: the default bundle's are taken where it is
+there. What reduced precision and left-out padding cost in mask quality is loss.py's part.
 
 The encoder's rate stands beside the best of three 2048 x 2048 matrix products by the same runtime.
 
@@ -15,9 +14,7 @@ Needs PyTorch, to export the peer.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +27,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.timing import alternate, seconds
 from edgesam_core import openvino_session
 from edgesam_core.bundle import Bundle, find_bundle
 from edgesam_core.errors import BundleError
@@ -45,7 +43,7 @@ REPEATS = 15
 """At the official size; smaller inputs, whose times scatter more, are run more often."""
 MODELS_DIR = Path(__file__).resolve().parent.parent / "models"
 
-LIMITS = {
+GOALS = {
     ("encoder", "onnxruntime"): 1.0,
     ("encoder", "openvino"): 0.62,
     ("encoder", "openvino-bf16"): 0.28,
@@ -110,23 +108,22 @@ def _rows(model: EdgeSam, size: int) -> list[dict[str, Any]]:
         for part, path, given, peer, names in work:
             calls = {name: _call(open_session(path, runtime=name), given) for name in names}
             peer_call = _call(open_session(peer), inputs)
-            peer_ms, ours_ms = _alternate(
-                peer_call, list(calls.values()), REPEATS * OFFICIAL_SIZE // size
+            peer_times, *ours_times = alternate(
+                [peer_call, *calls.values()], REPEATS * OFFICIAL_SIZE // size, warm_up=2
             )
-            for name, taken_ms in zip(names, ours_ms, strict=True):
-                limit = LIMITS.get((part, name)) if size == OFFICIAL_SIZE else None
+            for name, taken in zip(names, ours_times, strict=True):
                 rows.append({
                     "name": f"{part}, {name}, S={size}",
-                    "ours_ms": taken_ms,
-                    "peer_ms": peer_ms,
+                    "ours_ms": taken.median_ms,
+                    "p95_ms": taken.p95_ms,
+                    "peer_ms": peer_times.median_ms,
                     "peer": "official export, ONNX Runtime",
-                    "limit": limit,
-                    "note": "",
+                    "goal": GOALS.get((part, name)) if size == OFFICIAL_SIZE else None,
                     "input_size": size,
                     "runtime": name,
                 })  # fmt: skip
                 if part == "encoder":
-                    rows[-1] |= _rate(model, size, taken_ms, name, folder)
+                    rows[-1] |= _rate(model, size, taken.median_ms, name, folder)
     return rows
 
 
@@ -159,7 +156,7 @@ def _matrix_rate(path: Path, runtime: Runtime) -> float:
     )
     call = _call(open_session(path, runtime=runtime), {"left": left}, ["product"])
     call()
-    return 2 * MATRIX_SIDE**3 / min(_seconds(call) for _ in range(3)) / 1e9
+    return 2 * MATRIX_SIDE**3 / min(seconds(call) for _ in range(3)) / 1e9
 
 
 def _inputs(size: int) -> Inputs:
@@ -186,19 +183,3 @@ def _call(
         decoded = ["scores", "masks"] if is_official else ["low_res_logits", "iou_predictions"]
         outputs = ["image_embeddings"] if "image" in taken else decoded
     return partial(run_graph, session, taken, outputs)
-
-
-def _alternate(
-    peer: Callable[[], object], ours: Sequence[Callable[[], object]], repeats: int
-) -> tuple[float, list[float]]:
-    """Median milliseconds of the peer and of each of ours, called in turn."""
-    rounds = [[_seconds(call) for call in (peer, *ours)] for _ in range(repeats + 2)]
-    # The first two warm up.
-    peer_ms, *ours_ms = (1000 * statistics.median(taken) for taken in zip(*rounds[2:], strict=True))
-    return peer_ms, ours_ms
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began

@@ -1,28 +1,23 @@
-"""What a mask costs after the decoder, each step beside its peer in the same run.
+"""What masks of several kinds cost after the decoder, each step beside its peer in the same run.
 
-Peers: OpenCV (float logits resized twice and cut; connected components; contours) and
-label-studio-sdk (brush RLE). Both are needed to run this, neither is needed to serve. Calls of the
-two sides alternate, so that a busy machine slows both; the medians are reported, and the ratio is
-what counts: below 1 we are faster.
+Peers (stock.py): OpenCV and label-studio-sdk. Both are needed to run this, neither to serve.
 
-    python -m bench.masks
+    python -m bench masks
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from label_studio_sdk.converter.brush import decode_rle, mask2rle
+from label_studio_sdk.converter.brush import decode_rle
 
-from bench.__main__ import table
+from bench import stock
+from bench.timing import alternate
 from edgesam_core.clean import remove_specks
 from edgesam_core.polygon import mask_to_polygons
 from edgesam_core.rle import brush_rle_to_mask, mask_to_brush_rle
@@ -31,7 +26,7 @@ from edgesam_core.windowed_mask import WindowedMask
 
 REPEATS = 9
 MIN_AREA_PX = 64
-RLE_LIMIT = 1 / 8
+RLE_GOAL = 1 / 8
 """The encoder is to be at least 8 times as fast as the SDK's."""
 SIZES_HW = {"1200x900": (900, 1200), "4000x3000": (3000, 4000)}
 LARGE_HW = SIZES_HW["4000x3000"]
@@ -53,7 +48,7 @@ def run() -> list[dict[str, Any]]:
                     f"upscale {size_name} S={input_size}",
                     partial(upscale, logits, **sizes),
                     "cv2.resize twice",
-                    partial(_opencv_upscale, logits, **sizes),
+                    partial(stock.upscale, logits, **sizes),
                 )
             )
     for kind, mask in _masks().items():
@@ -64,15 +59,15 @@ def run() -> list[dict[str, Any]]:
                 f"clean 4000x3000 {kind}",
                 partial(remove_specks, mask, min_area_px=MIN_AREA_PX),
                 "cv2.connectedComponentsWithStats",
-                partial(_opencv_clean, full),
+                partial(stock.clean, full, MIN_AREA_PX),
             ),
             _row(
                 f"brush RLE 4000x3000 {kind}",
                 partial(mask_to_brush_rle, mask),
                 "label_studio_sdk mask2rle",
-                partial(mask2rle, full.astype(np.uint8) * 255),
+                partial(stock.mask_to_rle, full),
                 repeats=3 if kind == "speckled" else REPEATS,
-                limit=RLE_LIMIT,
+                goal=RLE_GOAL,
             ),
         ]
         if kind == "smooth":
@@ -87,7 +82,7 @@ def run() -> list[dict[str, Any]]:
                     f"polygon 4000x3000 {kind}",
                     partial(mask_to_polygons, mask, tolerance_px=4, max_vertices=200),
                     "cv2.findContours, approxPolyDP",
-                    partial(_opencv_polygons, full.astype(np.uint8)),
+                    partial(stock.polygons, full.astype(np.uint8)),
                 ),
             ]
     for size_name, size_hw in SIZES_HW.items():
@@ -112,23 +107,16 @@ def _row(
     peer: Callable[[], object],
     *,
     repeats: int = REPEATS,
-    limit: float | None = None,
+    goal: float | None = None,
 ) -> dict[str, Any]:
-    seconds: dict[Callable[[], object], list[float]] = {ours: [], peer: []}
-    for _ in range(repeats + 1):
-        for call, times in seconds.items():
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-    # The first round warms both up.
-    ours_ms, peer_ms = (1000 * statistics.median(times[1:]) for times in seconds.values())
+    ours_times, peer_times = alternate((ours, peer), repeats)
     return {
         "name": name,
-        "ours_ms": round(ours_ms, 2),
+        "ours_ms": ours_times.median_ms,
+        "p95_ms": ours_times.p95_ms,
         "peer": peer_name,
-        "peer_ms": round(peer_ms, 2),
-        "ratio": round(ours_ms / peer_ms, 3),
-        "limit": limit,
+        "peer_ms": peer_times.median_ms,
+        "goal": goal,
     }
 
 
@@ -167,50 +155,10 @@ def _masks() -> dict[str, WindowedMask]:
     }
 
 
-# The stock path
-
-
 def _our_json(logits: npt.NDArray[np.float32], **sizes: Any) -> str:
     mask = remove_specks(upscale(logits, **sizes), min_area_px=MIN_AREA_PX)
     return json.dumps(mask_to_brush_rle(mask))
 
 
 def _stock_json(logits: npt.NDArray[np.float32], **sizes: Any) -> str:
-    return json.dumps(mask2rle(_opencv_upscale(logits, **sizes).astype(np.uint8) * 255))
-
-
-def _opencv_upscale(
-    logits: npt.NDArray[np.float32],
-    *,
-    input_size: int,
-    input_size_hw: tuple[int, int],
-    original_size_hw: tuple[int, int],
-) -> npt.NDArray[np.bool_]:
-    in_frame = cv2.resize(logits, (input_size, input_size), interpolation=cv2.INTER_LINEAR)
-    cut = in_frame[: input_size_hw[0], : input_size_hw[1]]
-    height, width = original_size_hw
-    mask: npt.NDArray[np.bool_] = (
-        np.asarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)) > 0
-    )
-    return mask
-
-
-def _opencv_clean(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """``remove_small_regions`` of segment-anything, holes and islands."""
-    for holes in (True, False):
-        working = (mask ^ holes).astype(np.uint8)
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(working, connectivity=8)
-        is_small = stats[:, cv2.CC_STAT_AREA] < MIN_AREA_PX
-        is_small[0] = False
-        if is_small.any():
-            mask = mask ^ is_small[labels]
-    return mask
-
-
-def _opencv_polygons(mask: npt.NDArray[np.uint8]) -> list[Any]:
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [cv2.approxPolyDP(contour, 4, closed=True) for contour in contours]
-
-
-if __name__ == "__main__":
-    print(table(run()))
+    return json.dumps(stock.mask_to_rle(stock.upscale(logits, **sizes)))
