@@ -1,4 +1,4 @@
-"""Endless batches for the prompt stage: photos, pasted and procedural scenes, with first prompts.
+"""Batches for the prompt stage: photos, pasted and procedural scenes, with first prompts.
 
 Runs in worker processes beside the training loop. Everything in a batch has the same number of
 prompts, so that one decoder call answers them all.
@@ -6,7 +6,6 @@ prompts, so that one decoder call answers them all.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from distillation.configs import GranularityStageConfig, Phase, PromptStageConfig
 from distillation.data import Crop, LabelledImage, draw_crop, jitter_colour, load_set
 from distillation.prompt_sampling import draw_box, draw_point, innermost_point
+from distillation.step_batches import StepBatches
 from distillation.synth import load_cutouts, paste_scene, procedural_scene
 from edgesam_core.errors import RunError
 
@@ -33,9 +32,9 @@ class Batch:
     targets: torch.Tensor
     """[I, P, S/4, S/4] uint8, 255 where a cell is all object."""
     boxes: torch.Tensor
-    """[I, P, 4] float32 x0, y0, x1, y1 in the crop's frame."""
+    """[I, P, 4] float32 x0, y0, x1, y1, pixel edges in the crop's frame."""
     points: torch.Tensor
-    """[I, P, 2] float32 (x, y) in the crop's frame."""
+    """[I, P, 2] float32 (x, y), the clicked pixel's index in the crop: its centre is at + 0.5."""
     valid: torch.Tensor
     """[I, S/4, S/4] uint8, 255 where a cell is all image, 0 where it is padding."""
     starts_with_box: bool = True
@@ -46,40 +45,26 @@ class Batch:
     """[I, 256, T/16, T/16] where a teacher has seen these very images before."""
 
 
-class TrainingScenes(IterableDataset[Batch]):
-    """Batches from a step onward; the schedule of phases decides their size and make-up."""
+class TrainingScenes(StepBatches[Batch]):
+    """A batch for every step; the schedule of phases decides its size and make-up."""
 
-    def __init__(
-        self, config: PromptStageConfig, data: Path, *, start_step: int = 0, rank: int = 0
-    ) -> None:
+    def __init__(self, config: PromptStageConfig, data: Path) -> None:
         """Load photos and cut-outs into memory, to be shared by forked workers.
 
         Args:
             config: The recipe.
             data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
-            start_step: Where a resumed run goes on.
-            rank: Which of several training processes the batches are for.
+
+        Raises:
+            RunError: What is wrong with the data, by file and reason.
         """
-        self.config, self.start_step, self.rank = config, start_step, rank
+        super().__init__(config.steps)
+        self.config = config
         self.sets, self.held_back_sets = load_both_halves(config, data)
         weights = np.array(list(config.set_weights.values()))
         self.set_shares = weights / weights.sum()
         self.cutouts = load_cutouts(data / "cutouts")
         self.grounds = [_read_ground(path) for path in sorted((data / "unlabelled").glob("*.jpg"))]
-
-    def starting_at(self, step: int, rank: int) -> TrainingScenes:
-        """The same scenes from another step on, or for another process; nothing is copied."""
-        scenes = copy.copy(self)
-        scenes.start_step, scenes.rank = step, rank
-        return scenes
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Worker w of n yields steps w, w + n, ...; a batch depends on seed, step and rank only."""
-        cv2.setNumThreads(1)
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.start_step + first, self.config.steps, stride):
-            yield self.draw_step(step)
 
     def draw_step(self, step: int) -> Batch:
         """The batch of a step. Its form is the same in every process, so that none waits long."""
@@ -162,6 +147,12 @@ def _load_half(
     return sets, wrong
 
 
+def in_turn(sets: Sequence[Sequence[LabelledImage]]) -> Iterator[LabelledImage]:
+    """The first image of each set, then the second of each, until all have been given."""
+    rows = itertools.zip_longest(*sets)
+    return (image for row in rows for image in row if image is not None)
+
+
 def held_back_batches(
     config: PromptStageConfig, sets: Sequence[Sequence[LabelledImage]]
 ) -> list[Batch]:
@@ -169,11 +160,10 @@ def held_back_batches(
 
     As many from each set as from any other; exact boxes, and clicks in the middle.
     """
-    in_turn = (image for row in itertools.zip_longest(*sets) for image in row if image is not None)
     phase = config.phases[-1]
     rng = np.random.default_rng(0)
     batches = []
-    chosen = list(itertools.islice(in_turn, config.held_back))
+    chosen = list(itertools.islice(in_turn(sets), config.held_back))
     for start in range(0, len(chosen), phase.batch):
         crops = [
             draw_crop(rng, image, phase.size, max_masks=phase.prompts, min_area=phase.min_area)

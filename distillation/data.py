@@ -123,7 +123,7 @@ def draw_crop(
         y0 = y - rng.uniform(0.05, 0.95) * slack_y
     scale = size / side
     flip = rng.random() < 0.5
-    window = _window(x0, y0, scale, size, flip=flip)
+    window = window_matrix(x0, y0, scale, size, flip=flip)
 
     boxes = labelled.boxes_xywh
     seen_w = np.clip(
@@ -139,20 +139,20 @@ def draw_crop(
 
     shrink = cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR
     image = jitter_colour(rng, labelled.image)
-    image = _warp(image, window, scale, size, shrink, border=(124, 116, 104))
+    image = warp(image, window, scale, size, shrink, border=(124, 116, 104))
     masks = [
-        _warp(coco_mask.decode(labelled.coco_rles[i]) * 255, window, scale, size, shrink, border=0)
+        warp(coco_mask.decode(labelled.coco_rles[i]) * 255, window, scale, size, shrink, border=0)
         for i in chosen
     ]
     sharp = np.array([m > 127 for m in masks], bool).reshape(-1, size, size)
     floor = 0.5 * min_area * size**2
     sharp = sharp[sharp.sum(axis=(1, 2)) >= max(floor, 12)]
     everywhere = np.full((height, width), 255, np.uint8)
-    valid = _warp(everywhere, window, scale, size, shrink, border=0)
+    valid = warp(everywhere, window, scale, size, shrink, border=0)
     return Crop(image, sharp.astype(np.uint8) * 255, valid)
 
 
-def _window(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.ndarray:
+def window_matrix(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.ndarray:
     """The 2x3 matrix that takes a photo's pixels to the crop's."""
     matrix = np.array([[scale, 0, -x0 * scale], [0, scale, -y0 * scale]], np.float64)
     if flip:
@@ -160,7 +160,7 @@ def _window(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.
     return matrix
 
 
-def _warp(
+def warp(
     array: np.ndarray,
     window: np.ndarray,
     scale: float,
@@ -168,6 +168,7 @@ def _warp(
     interpolation: int,
     border: int | tuple[int, int, int],
 ) -> np.ndarray:
+    """Cut a window [size, size] out of a photo or mask; ``border`` is what lies outside."""
     if interpolation == cv2.INTER_AREA:  # warpAffine does not average: shrink first, then place
         array = cv2.resize(array, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         window = window.copy()

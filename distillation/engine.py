@@ -143,6 +143,7 @@ def fit(stage: Stage, config: EngineConfig, run: Path, *, from_weights: bool = F
         clip_gradient(stage.student, config.clip_norm, state.step)
         optimizer.step()
         state.step += 1
+        # At first a mean over few steps, so that the random beginning is soon forgotten.
         decay = min(config.ema_decay, state.step / (state.step + 10))
         update_average(state.averaged, stage.student, decay)
         update_meters(state.meters, {"loss": loss.detach(), **metrics})

@@ -33,6 +33,7 @@ from distillation.configs import GranularityStageConfig, load_recipe
 from distillation.data import Crop
 from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
 from distillation.labelled_boxes import BoxBatch, LabelledBoxes, held_back_crops, mask_box
+from distillation.metrics import mask_iou
 from distillation.network_input import normalise
 from distillation.prompt_sampling import innermost_point
 from distillation.proposal_loss import box_iou, proposal_loss
@@ -185,11 +186,6 @@ def recalled(embedding: Embedding, crop: Crop) -> list[bool]:
     boxes = torch.from_numpy(np.stack([mask_box(mask) for mask in crop.masks]))
     found: list[bool] = (box_iou(proposed, boxes).amax(dim=0) >= 0.5).tolist()
     return found
-
-
-def mask_iou(mask: np.ndarray, target: np.ndarray) -> float:
-    """IoU of two masks [S, S] bool, the second not empty."""
-    return float((mask & target).sum() / (mask | target).sum())
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Endless batches for the granularity stage: photos and the boxes of all labelled objects in them.
+"""Batches for the granularity stage: photos and the boxes of all labelled objects in them.
 
 Only photos: what is pasted or drawn is labelled, the ground behind it is not, and an unlabelled
 object would be told to be none.
@@ -6,20 +6,18 @@ object would be told to be none.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
-from distillation.batches import load_sets
+from distillation.batches import in_turn, load_sets
 from distillation.configs import GranularityStageConfig
 from distillation.data import Crop, LabelledImage, draw_crop
+from distillation.step_batches import StepBatches
 
 MOST_OBJECTS = 100
 """Of one crop, drawn at random where there are more."""
@@ -37,8 +35,8 @@ class BoxBatch:
     """[K] int64, which image a box lies in."""
 
 
-class LabelledBoxes(IterableDataset[BoxBatch]):
-    """Batches from a step onward; a batch depends on seed, step and rank only."""
+class LabelledBoxes(StepBatches[BoxBatch]):
+    """Crops of photos with the boxes of all labelled objects in them."""
 
     def __init__(self, config: GranularityStageConfig, data: Path) -> None:
         """Load photos into memory, to be shared by forked workers.
@@ -50,24 +48,11 @@ class LabelledBoxes(IterableDataset[BoxBatch]):
         Raises:
             RunError: What is wrong with the data, by file and reason.
         """
-        self.config, self.first_step, self.rank = config, 0, 0
+        super().__init__(config.steps)
+        self.config = config
         self.sets = load_sets(config, data, validation=False)
         weights = np.array(list(config.set_weights.values()))
         self.set_shares = weights / weights.sum()
-
-    def starting_at(self, step: int, rank: int) -> LabelledBoxes:
-        """The same photos from another step on, or for another process; nothing is copied."""
-        photos = copy.copy(self)
-        photos.first_step, photos.rank = step, rank
-        return photos
-
-    def __iter__(self) -> Iterator[BoxBatch]:
-        """Worker w of n yields steps w, w + n, ..."""
-        cv2.setNumThreads(1)
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.first_step + first, self.config.steps, stride):
-            yield self.draw_step(step)
 
     def draw_step(self, step: int) -> BoxBatch:
         """The batch of a step."""
@@ -85,9 +70,8 @@ class LabelledBoxes(IterableDataset[BoxBatch]):
 def held_back_crops(config: GranularityStageConfig, data: Path) -> list[Crop]:
     """Crops of images that are never trained on, as many from each set as from any other."""
     sets = load_sets(config, data, validation=True)
-    in_turn = (image for row in itertools.zip_longest(*sets) for image in row if image is not None)
     rng = np.random.default_rng(0)
-    crops = (draw_labelled(rng, image, config) for image in in_turn)
+    crops = (draw_labelled(rng, image, config) for image in in_turn(sets))
     return list(itertools.islice((crop for crop in crops if len(crop.masks)), config.held_back))
 
 

@@ -1,7 +1,10 @@
 """Prompts for the loop: first a box or a click, then clicks where the prediction is wrong.
 
 Boxes and first clicks are drawn in NumPy beside the data; corrective clicks are drawn on the device
-from the disagreement between prediction and target, at the resolution of the low-res logits.
+from the disagreement between prediction and target, at the resolution of the low-res logits. A
+click is the index of a pixel, as SAM's prompt encoder wants it, which adds the half pixel to its
+centre by itself; measuring (prompt_points.py) and serving count from the corner of the image, where
+the same click is at + 0.5.
 
 Paper: EdgeSAM (arXiv 2312.06660), algorithm 1; SAM (arXiv 2304.02643), appendix A, "Training
 algorithm".
@@ -45,7 +48,7 @@ def draw_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     """A click on an object: half of the time its innermost pixel, else any pixel of it.
 
     Returns:
-        [2] float32 (x, y) in the crop's frame.
+        [2] float32 (x, y), a pixel's index in the crop.
     """
     if rng.random() < 0.5:
         return innermost_point(mask)

@@ -89,7 +89,7 @@ class PromptStage(Stage):
 
     def forward(self, batch: Batch) -> StepResult:
         """The loop of one step: decode, compare, click where it is wrong, decode again."""
-        embedding = self.student.encode(normalise(batch.images))
+        embedding = self.embed(self.student, batch)
         embedding = embedding.repeat_interleave(batch.points.shape[1], dim=0)  # [I*P, 256, s, s]
         look = self.teacher.look(batch)
         prompts = first_prompts(batch)
@@ -108,6 +108,10 @@ class PromptStage(Stage):
                 prompts = self.corrected(prompts, shown, wanted, batch)
         kind = "box" if batch.starts_with_box else "click"
         return StepResult(total, {f"{kind}_iou": ious[0], f"{kind}_last_iou": ious[-1]})
+
+    def embed(self, student: EdgeSam, batch: Batch) -> torch.Tensor:
+        """Images, or what is known of them already, to embeddings [I, 256, S/16, S/16]."""
+        return student.encode(normalise(batch.images.to(next(student.parameters()).device)))
 
     def round_loss(
         self,
@@ -167,8 +171,8 @@ class PromptStage(Stage):
         ious: dict[str, list[torch.Tensor]] = {"box_iou": [], "click_iou": []}
         samples: list[Sample] = []
         for batch in self.held_back:
-            images = normalise(batch.images.to(device))
-            embedding = student.encode(images).repeat_interleave(batch.points.shape[1], dim=0)
+            embedding = self.embed(student, batch)
+            embedding = embedding.repeat_interleave(batch.points.shape[1], dim=0)
             targets = batch.targets.flatten(0, 1).float() / 255
             for name, starts_with_box in (("box_iou", True), ("click_iou", False)):
                 prompts = first_prompts(dataclasses.replace(batch, starts_with_box=starts_with_box))

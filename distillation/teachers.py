@@ -36,11 +36,11 @@ class Prompts:
     """One prompt for each of B objects, all of the same form, in the frame of the S x S input."""
 
     point_coords: torch.Tensor | None = None
-    """[B, N, 2] (x, y)."""
+    """[B, N, 2] (x, y), pixel indices: the prompt encoder adds the half pixel to the centre."""
     point_labels: torch.Tensor | None = None
     """[B, N]."""
     box_xyxy: torch.Tensor | None = None
-    """[B, 4]."""
+    """[B, 4] x0, y0, x1, y1, pixel edges."""
     mask_input: torch.Tensor | None = None
     """[B, 1, S/4, S/4], the student's own earlier logits; a teacher does not see them."""
 

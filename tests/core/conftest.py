@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgesam_core import openvino_session
 from edgesam_core.bundle import Bundle, staged_folder, write_manifest
 from edgesam_core.decode import Prompt
 from edgesam_core.encode import Embedding
 from edgesam_core.preprocess import resized_size_hw
 from edgesam_core.segmenter import Segmenter
+from tests import parts
+
+if TYPE_CHECKING:
+    from edgesam_core.nn.edge_sam import EdgeSam
 
 PAINTED_SIZE = 64
 """Input size of the models that `painted_bundle` makes: logits of 16 x 16."""
@@ -27,6 +33,23 @@ FloatArray = npt.NDArray[np.float32]
 def segmenter(tiny_bundle: Path) -> Segmenter:
     """A really exported network with random weights, opened."""
     return Segmenter(Bundle.open(tiny_bundle), threads=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> EdgeSam:
+    """A network with random weights in which every part has a say, in PyTorch."""
+    from tests.core.networks import random_network
+
+    return random_network()
+
+
+@pytest.fixture
+def openvino() -> frozenset[str]:
+    """What the processor can do in OpenVINO's words; skips where it is not installed."""
+    found = openvino_session.capabilities()
+    if not found:
+        parts.missing("OpenVINO is not installed")
+    return found
 
 
 @pytest.fixture

@@ -120,24 +120,24 @@ def test_a_prompt_where_the_model_sees_nothing_is_a_sentence(
     assert "sees no object there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("point", ["1", "1,2,3", "a,b", "1,2,0,0", "", "1,2,-1"])
-def test_a_point_that_cannot_be_read_is_explained(
-    photo: Path, point: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["segment", str(photo), f"--point={point}", "--out", "o.png"])
-    assert stopped.value.code == 2
-    assert "is no click: give x,y in pixels" in capsys.readouterr().err
+POINTS = [f"--point={point}" for point in ("1", "1,2,3", "a,b", "1,2,0,0", "", "1,2,-1")]
+BOXES = [f"--box={box}" for box in ("1,2,3", "1,2,3,x", "")]
 
 
-@pytest.mark.parametrize("box", ["1,2,3", "1,2,3,x", ""])
-def test_a_box_that_cannot_be_read_is_explained(
-    photo: Path, box: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        *((point, "is no click: give x,y in pixels") for point in POINTS),
+        *((box, "is no box: give x0,y0,x1,y1") for box in BOXES),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_explained(
+    photo: Path, option: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["segment", str(photo), f"--box={box}", "--out", "o.png"])
+        main(["segment", str(photo), option, "--out", "o.png"])
     assert stopped.value.code == 2
-    assert "is no box: give x0,y0,x1,y1" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_none_is_a_sentence(

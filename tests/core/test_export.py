@@ -40,11 +40,6 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def model() -> EdgeSam:
-    return random_network()
-
-
-@pytest.fixture(scope="module")
 def encoder_path(model: EdgeSam, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("encoder") / "encoder.onnx"
     export_encoder(model, path, input_size=SIZE)

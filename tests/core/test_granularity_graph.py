@@ -30,7 +30,7 @@ from edgesam_core.nn.repvit import stage_outputs
 from edgesam_core.preprocess import preprocess
 from edgesam_core.segmenter import Segmenter, with_proposed_box
 from tests.core.conftest import click, disc_picture
-from tests.core.networks import random_network
+from tests.core.networks import randomise
 
 SIZE = 192  # no multiple of 128: the two coarsest levels have 3 and 2 cells a side
 Recorded = dict[str, Any]
@@ -39,22 +39,11 @@ Recorded = dict[str, Any]
 def random_prior(seed: int = 0) -> GranularityPrior:
     """In evaluation mode, every norm random, a third of all anchors likely."""
     torch.manual_seed(seed)
-    prior = GranularityPrior().eval()
-    for module in prior.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    prior = randomise(GranularityPrior().eval())
     bias = prior.rpn_head.cls_header.pointwise_conv.bias
     assert bias is not None
     nn.init.normal_(bias, -2, 0.5)
     return prior
-
-
-@pytest.fixture(scope="module")
-def model() -> EdgeSam:
-    return random_network()
 
 
 @pytest.fixture(scope="module")

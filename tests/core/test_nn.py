@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,9 @@ from edgesam_core.nn.prompt_encoder import (
     assemble_points,
 )
 from edgesam_core.nn.repvit import STAGE_CHANNELS, stage_outputs
-from tests.core.networks import random_network
 
 SIZE = 64
 SIDE = SIZE // 16
-
-
-@pytest.fixture(scope="module")
-def model() -> EdgeSam:
-    return random_network()
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +82,10 @@ def test_a_checkpoint_comes_back_unchanged(ending: str, model: EdgeSam, tmp_path
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_and_the_tensor_named(
-    change: object, named: str, model: EdgeSam
+    change: Callable[[dict[str, torch.Tensor]], object], named: str, model: EdgeSam
 ) -> None:
     state_dict = official_state_dict(model)
-    change(state_dict)  # type: ignore[operator]
+    change(state_dict)
     with pytest.raises(BundleError, match=f"not edge_sam's: .*{named}"):
         load_state_dict(EdgeSam(), state_dict)
 

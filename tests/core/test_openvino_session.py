@@ -1,11 +1,13 @@
-"""OpenVINO behind the interface of an open graph: same answers, any thread, after a fork."""
+"""What is OpenVINO's own: the answers of ONNX Runtime, bf16, being absent, its first use.
+
+What it promises like every runtime: test_session.py.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +16,11 @@ import pytest
 from edgesam_core import openvino_session
 from edgesam_core.bundle import Bundle
 from edgesam_core.decode import Prompt
-from edgesam_core.errors import BundleError, EdgeSamError
+from edgesam_core.errors import EdgeSamError
 from edgesam_core.segmenter import Segmenter
-from edgesam_core.session import Session, fastest_runtime, open_session, run_graph
+from edgesam_core.session import Runtime, Session, fastest_runtime, open_session, run_graph
 from tests import parts
-from tests.core.conftest import click, disc_picture
-
-FloatArray = np.ndarray
-
-
-@pytest.fixture
-def openvino() -> frozenset[str]:
-    """What the processor can do; skips where OpenVINO is not installed."""
-    found = openvino_session.capabilities()
-    if not found:
-        parts.missing("OpenVINO is not installed")
-    return found
+from tests.core.conftest import FloatArray, click, disc_picture
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def bf16(openvino: frozenset[str]) -> None:
 
 
 @pytest.fixture
-def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine on which it was not installed."""
     import_again = openvino_session.capabilities.cache_clear, openvino_session._core.cache_clear
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -117,47 +108,6 @@ def test_both_graphs_answer_in_fp32_as_in_onnx_runtime(
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_an_answer_is_not_overwritten_by_the_next(
-    tiny_bundle: Path, openvino: frozenset[str]
-) -> None:
-    session = open_session(Bundle.open(tiny_bundle).decoder_path, 1, runtime="openvino")
-    inputs = inputs_of_decoder(session, 1, 2)
-    (first,) = run_graph(session, inputs, ["low_res_logits"])
-    kept = first.copy()
-    (other,) = run_graph(session, inputs_of_decoder(session, 1, 2) | {
-        "point_coords": inputs["point_coords"] + 20}, ["low_res_logits"])  # fmt: skip
-    assert np.abs(other - first).max() > 0
-    np.testing.assert_array_equal(first, kept)
-
-
-def test_many_threads_get_each_its_own_answer(tiny_bundle: Path, openvino: frozenset[str]) -> None:
-    segmenter = Segmenter(Bundle.open(tiny_bundle), threads=1, runtime="openvino")
-    pictures = [disc_picture(seed) for seed in range(4)]
-    alone = [segmenter.embed(picture).image_embedding for picture in pictures]
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda i: segmenter.embed(pictures[i % 4]), range(32)))
-    for i, embedding in enumerate(together):
-        np.testing.assert_allclose(embedding.image_embedding, alone[i % 4], atol=1e-4)
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_forked_process_goes_on_with_what_was_open(
-    tiny_bundle: Path, openvino: frozenset[str], runtime: str
-) -> None:
-    segmenter = Segmenter(Bundle.open(tiny_bundle), threads=2, runtime=runtime)
-    picture = disc_picture(0)
-    expected = segmenter.embed(picture).image_embedding
-
-    def child() -> None:
-        actual = segmenter.embed(picture).image_embedding
-        np.testing.assert_allclose(actual, expected, atol=1e-4)
-
-    process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-
-
 def test_bf16_costs_hardly_a_pixel(tiny_bundle: Path, bf16: None) -> None:
     bundle, picture = Bundle.open(tiny_bundle), disc_picture(0)
     exact, reduced = (
@@ -166,32 +116,6 @@ def test_bf16_costs_hardly_a_pixel(tiny_bundle: Path, bf16: None) -> None:
     expected, actual = exact.embed(picture).image_embedding, reduced.embed(picture).image_embedding
     difference = np.abs(actual - expected).mean() / np.abs(expected).mean()
     assert 0 < difference < 0.03  # 0: it was fp32 after all
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param({"image": np.zeros((1, 3, 32, 32), np.float32)}, id="another size"),
-        pytest.param({"picture": np.zeros((1, 3, 64, 64), np.float32)}, id="another name"),
-        pytest.param({"image": np.zeros((1, 3, 64, 64), np.float64)}, id="another type"),
-        pytest.param({}, id="nothing"),
-    ],
-)
-def test_what_the_graph_does_not_take_gets_a_sentence(
-    painted_bundle, openvino: frozenset[str], change: dict[str, FloatArray]
-) -> None:
-    path = Bundle.open(painted_bundle(np.zeros((4, 16, 16), np.float32))).encoder_path
-    session = open_session(path, 1, runtime="openvino")
-    with pytest.raises(BundleError, match="does not take what its manifest says"):
-        run_graph(session, change, ["image_embeddings"])
-
-
-def test_what_is_no_graph_is_refused_by_name(tmp_path: Path, openvino: frozenset[str]) -> None:
-    path = tmp_path / "encoder.onnx"
-    path.write_bytes(b"no graph at all")
-    with pytest.raises(BundleError, match=r"encoder\.onnx cannot be opened by OpenVINO") as caught:
-        open_session(path, runtime="openvino")
-    assert str(tmp_path) not in caught.value.sentence
 
 
 def test_without_openvino_onnx_runtime_is_the_fastest(without_openvino: None) -> None:
@@ -210,7 +134,7 @@ def test_openvino_that_is_asked_for_and_absent_is_a_sentence(
     [({"FP32"}, "openvino"), ({"FP32", "BF16"}, "openvino-bf16")],
 )
 def test_reduced_precision_is_chosen_by_the_processor(
-    monkeypatch: pytest.MonkeyPatch, capabilities: set[str], runtime: str
+    monkeypatch: pytest.MonkeyPatch, capabilities: set[str], runtime: Runtime
 ) -> None:
     monkeypatch.setattr(openvino_session, "capabilities", lambda: frozenset(capabilities))
     assert fastest_runtime() == runtime

@@ -17,7 +17,7 @@ import torch
 from edgesam_core.__main__ import main
 from edgesam_core.bundle import Bundle, staged_folder, write_manifest
 from edgesam_core.candidates import stability_score
-from edgesam_core.decode import Prompt
+from edgesam_core.decode import DecoderOutput, Prompt
 from edgesam_core.export.official import DECODER_NAME, ENCODER_NAME, export_official
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
@@ -94,6 +94,19 @@ def iou(actual: Bits, expected: Bits) -> float:
     return float((actual & expected).sum() / (actual | expected).sum())
 
 
+def answers(
+    segmenter: Segmenter, reference: ModuleType, recorded: dict[str, Any]
+) -> Iterator[tuple[str, DecoderOutput, Bits]]:
+    """All cases of fixture_inputs.py by name, as answered here and as recorded [4, 65536]."""
+    for image_name, make in reference.FI.IMAGES.items():
+        embedding = segmenter.embed(make())
+        cases = reference.FI.PROMPTS[image_name]
+        prompts = [prompt_of(case, reference) for case in cases.values()]
+        for case, output in zip(cases, segmenter.decode(embedding, prompts), strict=True):
+            name = f"{image_name}.{case}"
+            yield name, output, unpack(recorded["decoder"][f"{name}.low_res.bits"])
+
+
 def prompt_of(case: dict[str, Any], reference: ModuleType) -> Prompt:
     """A case of fixture_inputs.py, in original pixels."""
     points, labels = case.get("points", ()), case.get("labels", ())
@@ -130,19 +143,13 @@ def test_all_821_official_tensors_load_and_come_back_unchanged(
 def test_a_bundle_of_the_command_segments_as_the_original_does(
     bundle: Bundle, reference: ModuleType, recorded: dict[str, Any]
 ) -> None:
-    segmenter = Segmenter(bundle)
-    for image_name, make in reference.FI.IMAGES.items():
-        embedding = segmenter.embed(make())
-        cases = reference.FI.PROMPTS[image_name]
-        prompts = [prompt_of(case, reference) for case in cases.values()]
-        for name, output in zip(cases, segmenter.decode(embedding, prompts), strict=True):
-            expected = unpack(recorded["decoder"][f"{image_name}.{name}.low_res.bits"])
-            actual = output.low_res_logits.reshape(4, -1) > 0
-            assert iou(actual, expected) >= MIN_MASK_IOU, (image_name, name)
-            # check_example.py's own limits.
-            assert (actual != expected).sum() <= reference.TOL["mask_bits"], (image_name, name)
-            ious = recorded["decoder"][f"{image_name}.{name}.iou"]
-            np.testing.assert_allclose(output.iou_prediction, ious, atol=reference.TOL["iou"])
+    for name, output, expected in answers(Segmenter(bundle), reference, recorded):
+        actual = output.low_res_logits.reshape(4, -1) > 0
+        assert iou(actual, expected) >= MIN_MASK_IOU, name
+        # check_example.py's own limits.
+        assert (actual != expected).sum() <= reference.TOL["mask_bits"], name
+        ious = recorded["decoder"][f"{name}.iou"]
+        np.testing.assert_allclose(output.iou_prediction, ious, atol=reference.TOL["iou"])
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +222,5 @@ def test_weights_rounded_to_fp16_cost_a_pixel_in_a_thousand_of_the_most_ragged_m
     # tensors are noise, so that rounding errors do not average out as they do in trained weights.
     write_bundle(model, tmp_path / "half", name="half", input_size=1024)
     segmenter = Segmenter(Bundle.open(tmp_path / "half"))
-    for image_name, make in reference.FI.IMAGES.items():
-        embedding = segmenter.embed(make())
-        cases = reference.FI.PROMPTS[image_name]
-        prompts = [prompt_of(case, reference) for case in cases.values()]
-        for name, output in zip(cases, segmenter.decode(embedding, prompts), strict=True):
-            expected = unpack(recorded["decoder"][f"{image_name}.{name}.low_res.bits"])
-            assert iou(output.low_res_logits.reshape(4, -1) > 0, expected) >= 0.998
+    for name, output, expected in answers(segmenter, reference, recorded):
+        assert iou(output.low_res_logits.reshape(4, -1) > 0, expected) >= 0.998, name

@@ -8,16 +8,9 @@ import pytest
 from safetensors.torch import save_file
 
 from distillation import ablation
-from distillation.ablation import (
-    BY_IOU,
-    COLUMNS,
-    TRIALS,
-    Ablation,
-    load_ablation,
-    read_rows,
-    save_summary,
-    to_markdown,
-)
+from distillation.ablation import Ablation
+from distillation.ablation_report import BY_IOU, COLUMNS, read_rows, save_summary, to_markdown
+from distillation.ablation_trials import TRIALS, AblationConfig, load_ablation
 from distillation.configs import Phase
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import official_state_dict, read_checkpoint
@@ -38,7 +31,7 @@ def data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> ablation.AblationConfig:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> AblationConfig:
     """The repository's own recipe, cut down to one step a stage at 64 px."""
     weights = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     save_file(official_state_dict(random_network()), weights)
@@ -56,7 +49,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ablation.AblationConfig:
         measured_images=1,
         encoder=dataclasses.replace(config.encoder, **engine),
         prompts=dataclasses.replace(
-            config.prompts, phases=(phase,), set_weights=sets, teacher_input_size=64, held_back=1
+            config.prompts,
+            teacher=str(weights),
+            teacher_input_size=64,
+            phases=(phase,),
+            set_weights=sets,
+            held_back=1,
         ),
         granularity=dataclasses.replace(config.granularity, set_weights=sets, **engine),
     )
@@ -64,7 +62,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ablation.AblationConfig:
 
 @pytest.mark.slow
 def test_every_trial_is_trained_once_and_measured(
-    tiny: ablation.AblationConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: AblationConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Ablation(tiny, data, tmp_path).run([0])
     rows = read_rows(tmp_path)

@@ -54,7 +54,7 @@ class Spotter(SamModel):
         side = image.shape[-1] // 16
         return image.mean(dim=(1, 2, 3))[:, None, None, None].expand(-1, 256, side, side)
 
-    def decode(  # type: ignore[override]
+    def decode(
         self, image_embedding: torch.Tensor, *, num_multimask_outputs: int = 4,
         **prompt: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
