@@ -21,11 +21,11 @@ export HOST PORT MODEL
 # 23 s with both and 35 s with the first. Where glibc is older or absent nothing happens.
 KEEP = mmap_threshold=33554432:glibc.malloc.trim_threshold=1000000000:glibc.malloc.top_pad=67108864
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.$(KEEP)
-train test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
+train trainer test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-train setup-label-studio serve worker train test test-quick check format bench \
-	audit python
+.PHONY: help setup setup-train setup-label-studio serve worker trainer train test test-quick check format bench \
+	soak audit python
 
 help: ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +37,9 @@ serve: .venv/ready ## answer Label Studio on HOST:PORT (127.0.0.1:9090) with MOD
 
 worker: .venv/ready ## encode images for the servers that share REDIS_URL and the cache folder
 	.venv/bin/python -m backend.worker
+
+trainer: .venv/ready .venv-train/ready ## train projects for the servers that share REDIS_URL and the data folder
+	.venv/bin/python -m backend.trainer
 
 setup-train: .venv-train/ready ## install the environment for training
 
@@ -66,6 +69,9 @@ format: .venv-dev/ready ## format the code and mend what ruff can mend
 
 bench: .venv-dev/ready ## measure every stage beside its peer; the last line is JSON
 	$(DEV)/python -m bench
+
+soak: .venv-dev/ready ## many annotators at once, 10 minutes or 10,000 clicks; OPTIONS="--minutes 1"
+	$(DEV)/python -m bench.soak $(OPTIONS)
 
 audit: .venv-dev/ready ## ask an advisory service about every pinned version; a skipped one fails
 	$(DEV)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \

@@ -10,11 +10,13 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from backend import auth, logs
+from backend.compressed import compress
 from backend.metrics import Metrics
-from backend.routes import ROUTES, Routes
+from backend.routes import ROUTES, Route, Routes
 from backend.service import Service
 from backend.settings import Settings
-from edgesam_core.errors import EdgeSamError
+from backend.training_routes import TRAINING_ROUTES, TrainingRoutes
+from edgesam_core.errors import EdgeSamError, Superseded
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,10 @@ _SENTENCES = {
 
 
 def create_app(settings: Settings) -> Flask:
-    """The application that gunicorn serves; the model begins to load in the background.
+    """The application that gunicorn serves.
+
+    Nothing is loaded yet, since a server may fork after this: `gunicorn.conf.py` has each process
+    load its model as soon as it is one, elsewhere the first question about the model does.
 
     Args:
         settings: From `Settings.from_env`, or made by a test.
@@ -51,19 +56,31 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body_bytes
     app.extensions["edgesam"] = service
     _register(app, service)
-    service.model.start()
     return app
 
 
 def _register(app: Flask, service: Service) -> None:
     """Routes, access, the request's log line, and the one error handler."""
     settings = service.settings
-    routes = Routes(service.model, service.engine, service.prefetch, service.metrics, settings)
-    for route in ROUTES:
+    routes = Routes(
+        service.models,
+        service.engine,
+        service.prefetch,
+        service.second_look,
+        service.metrics,
+        service.training,
+        settings,
+    )
+    training_routes = TrainingRoutes(
+        service.training, service.versions, service.models.own, settings
+    )
+    views: list[tuple[Route, object]] = [(route, routes) for route in ROUTES]
+    views += [(route, training_routes) for route in TRAINING_ROUTES]
+    for route, holder in views:
         app.add_url_rule(
             settings.auth.url_prefix + route.path,
             endpoint=route.name,
-            view_func=getattr(routes, route.name),
+            view_func=getattr(holder, route.name),
             methods=[route.method],
             provide_automatic_options=False,
         )
@@ -77,6 +94,7 @@ def _register(app: Flask, service: Service) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
+        response = compress(request, response)
         record = logs.current()
         seconds = time.perf_counter() - request.environ["edgesam.started"]
         route = request.endpoint or "none"
@@ -108,7 +126,8 @@ def _answer_error(exc: Exception, metrics: Metrics) -> Response:
     elif isinstance(exc, EdgeSamError):
         status, code, sentence = exc.status, exc.code, exc.sentence
         detail = f" ({exc.detail})" if exc.detail else ""
-        logger.error("answered %d: %s%s", status, sentence, detail)
+        level = logging.DEBUG if isinstance(exc, Superseded) else logging.ERROR
+        logger.log(level, "answered %d: %s%s", status, sentence, detail)
     else:
         unknown = EdgeSamError()
         status, code, sentence = unknown.status, unknown.code, unknown.sentence

@@ -10,12 +10,15 @@ everything that Label Studio sends credentials for still needs them, START_TRAIN
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 from dataclasses import dataclass, field
 
 from flask import Request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
+
+from edgesam_core.errors import Guarded
 
 _OPEN_ROUTES = frozenset({"health", "ready"})
 _SECRET = re.compile(r"[A-Za-z0-9._~-]{1,200}")
@@ -64,6 +67,27 @@ def check_request(request: Request, route: str, settings: AuthSettings) -> None:
     if route in _OPEN_ROUTES or (route == "webhook" and settings.url_secret):
         return
     check_credentials(request, settings)
+
+
+def check_guarded(request: Request, settings: AuthSettings) -> None:
+    """Refuse what changes who is served what, where anybody on the network could ask for it.
+
+    Raises:
+        Guarded: No authentication is set, and the server listens on more than loopback.
+    """
+    if settings.basic_auth_user is not None or settings.url_secret is not None:
+        return
+    # The address that is listened on. A socket of Unix has none and is taken for reachable.
+    listened_on = str(request.environ.get("SERVER_NAME"))
+    if not (_is_loopback(listened_on) and _is_loopback(request.remote_addr or "")):
+        raise Guarded
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def check_credentials(request: Request, settings: AuthSettings) -> None:

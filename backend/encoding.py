@@ -16,14 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from backend import logs
-from backend.embeddings import EmbeddingStore, Outcome, embedding_key
+from backend.embeddings import EmbeddingStore, Outcome, crop_key, embedding_key
 from backend.images import ImageLoader
 from backend.jobs import EncodeRequest, Jobs
 from backend.metrics import Metrics
-from backend.model import ServedModel
+from backend.models import Models
+from backend.superseded import Click
 from edgesam_core.encode import Embedding
-from edgesam_core.errors import BundleError, ImageError
+from edgesam_core.errors import ImageError
 from edgesam_core.image import read_image
+from edgesam_core.second_look import cut
 from edgesam_core.segmenter import Segmenter
 
 Ahead = Literal["warm", "encoded", "queued"]
@@ -46,7 +48,7 @@ class Encoding:
 
     def __init__(
         self,
-        model: ServedModel,
+        models: Models,
         images: ImageLoader,
         embeddings: EmbeddingStore,
         jobs: Jobs,
@@ -57,28 +59,32 @@ class Encoding:
         """Put the parts together.
 
         Args:
-            model: What encodes.
+            models: What encodes, each of them its own version.
             images: Where images come from.
             embeddings: Kept embeddings.
             jobs: Workers that encode, if there are any.
             metrics: Where times and hits are counted.
             max_pixels: Width x height of the largest image that is read.
         """
-        self._model = model
+        self._models = models
         self._images = images
         self._embeddings = embeddings
         self._jobs = jobs
         self._metrics = metrics
         self._max_pixels = max_pixels
 
-    def for_click(self, segmenter: Segmenter, request: EncodeRequest) -> tuple[str, Embedding]:
+    def for_click(
+        self, segmenter: Segmenter, request: EncodeRequest, click: Click
+    ) -> tuple[str, Embedding]:
         """Key and embedding of an image that somebody waits for.
 
         Args:
             segmenter: What will decode it.
             request: The image, of the segmenter's version.
+            click: Whoever waits, and may stop to.
 
         Raises:
+            Superseded: Nobody wants the answer any more.
             EdgeSamError: Whatever stands between the address and its embedding.
         """
         with self._metrics.stage("fetch"):
@@ -96,7 +102,10 @@ class Encoding:
             return image.encode()
 
         embedding, outcome = self._embeddings.get_or_encode(
-            image.key, encode, ask_worker=lambda: self._jobs.encode(image.request, key=image.key)
+            image.key,
+            encode,
+            ask_worker=lambda: self._jobs.encode(image.request, key=image.key),
+            given_up=click.overtaken,
         )
         if outcome == "joined":
             self._metrics.observe_stage("wait", time.perf_counter() - asked)
@@ -111,8 +120,7 @@ class Encoding:
         Raises:
             EdgeSamError: Whatever stands between the address and its embedding.
         """
-        segmenter = self._model.segmenter()
-        request = replace(request, version=segmenter.version)
+        segmenter = self._models.version(request.version).segmenter()
         key = self._key_without_bytes(request)
         if key is not None and self._embeddings.has(key):
             return "warm"
@@ -127,23 +135,30 @@ class Encoding:
         """Encode an image into the shared store; "hit" where it lies there already.
 
         Raises:
-            BundleError: The job was made for another version of the model.
+            BundleError: There is no such version here.
             ImageError: The address gives other bytes than those that were clicked on.
             EdgeSamError: Whatever else stands between the address and its embedding.
         """
-        segmenter = self._model.segmenter()
-        if request.version != segmenter.version:
-            raise BundleError(
-                "This worker serves another version of the model than the one that clicks ask for. "
-                "Start workers and servers with the same MODEL.",
-                detail=f"{segmenter.version} here, {request.version} asked",
-            )
+        segmenter = self._models.version(request.version).segmenter()
         image = self._fetch(segmenter, request)
         if request.image_key not in (None, image.request.image_key):
             raise ImageError(
                 "The image at this address has changed since it was clicked on. Click again."
             )
         return self._embeddings.get_or_encode(image.key, image.encode)[1]
+
+    def now(self, request: EncodeRequest) -> Outcome:
+        """Have an image encoded and wait for it, though nobody has clicked yet.
+
+        Raises:
+            EdgeSamError: As `ahead`.
+        """
+        image = self._fetch(self._models.version(request.version).segmenter(), request)
+        return self._embeddings.get_or_encode(
+            image.key,
+            image.encode,
+            ask_worker=lambda: self._jobs.encode(image.request, key=image.key),
+        )[1]
 
     def _key_without_bytes(self, request: EncodeRequest) -> str | None:
         """The embedding's key, where the image's bytes are known without having them."""
@@ -156,6 +171,8 @@ class Encoding:
         def encode() -> Embedding:
             with self._metrics.stage("read"):
                 pixels = read_image(image.data, max_pixels=self._max_pixels)
+                if request.crop_xyxy is not None:
+                    pixels = cut(pixels, request.crop_xyxy)
             with self._metrics.stage("encode"):
                 return segmenter.embed(pixels, with_proposals=request.with_proposals)
 
@@ -171,4 +188,5 @@ class Encoding:
 
 
 def _key(request: EncodeRequest, sha256: str) -> str:
-    return embedding_key(sha256, request.version, with_proposals=request.with_proposals)
+    key = embedding_key(sha256, request.version, with_proposals=request.with_proposals)
+    return key if request.crop_xyxy is None else crop_key(key, request.crop_xyxy)

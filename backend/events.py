@@ -58,19 +58,25 @@ class Events:
             return None
         logs.current().note = f"event {event!r:.40}"
         if event == "capabilities":
-            manifest = self._engine.model.manifest
+            manifest = self._engine.models.of(project_id).manifest
             value = {
                 **_CAPABILITIES,
                 "model_info": {"name": manifest.name, "version": manifest.version},
             }
-            return [self._prediction(event, value) for _ in tasks]
+            return [self._prediction(event, value, project_id) for _ in tasks]
         if event == "prewarm":
             parse_label_config(label_config_xml)
             self._prefetch.opened(project_id, tasks, label_config_xml)
             ack = {"status": "ok", "cached": [], "pending": [0]}
-            return [self._prediction("prewarm_ack", ack) for _ in tasks]
+            return [self._prediction("prewarm_ack", ack, project_id) for _ in tasks]
         raise RequestError(f"The event {event!r:.40} is not known. Send predict or prewarm.")
 
-    def _prediction(self, kind: str, value: Mapping[str, Any]) -> Prediction:
+    def _prediction(
+        self, kind: str, value: Mapping[str, Any], project_id: int | None
+    ) -> Prediction:
         item = {"id": fresh_id(), "type": kind, "origin": "manual", "value": dict(value)}
-        return {"result": [item], "score": 0.0, "model_version": self._engine.model.version}
+        return {
+            "result": [item],
+            "score": 0.0,
+            "model_version": self._engine.models.of(project_id).version,
+        }

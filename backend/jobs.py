@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
@@ -80,6 +80,8 @@ class EncodeRequest:
     version: str
     # of the bundle
     with_proposals: bool
+    crop_xyxy: Sequence[int] | None = None
+    # the part of the image that is wanted, in pixels of the original (second_look.py); None: all
 
 
 def _text(value: bytes | str | None) -> str | None:

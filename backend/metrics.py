@@ -23,6 +23,9 @@ JOB_OUTCOMES = ("encoded", "failed", "late", "lost", "no_worker", "no_redis")
 PREFETCH_OUTCOMES = ("encoded", "queued", "warm", "failed", "dropped")
 """Encoded here; given to a worker; was encoded already; could not be; fell behind newer signals."""
 
+SECOND_LOOK_OUTCOMES = ("used", "late", "left")
+"""Answered on the crop; the crop was not encoded yet; the mask reached the crop's border."""
+
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 100)
 
 
@@ -70,6 +73,14 @@ class Metrics:
         )
         for outcome in PREFETCH_OUTCOMES:
             self.prefetches.labels(outcome)
+        self.second_looks = Counter(
+            "edgesam_second_looks",
+            "How next clicks on small objects were answered.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in SECOND_LOOK_OUTCOMES:
+            self.second_looks.labels(outcome)
         self.errors = Counter(
             "edgesam_errors",
             "Answers that were an error, by its code.",

@@ -58,7 +58,8 @@ class Models:
         """The model of a version, whoever is served it.
 
         Raises:
-            BundleError: There is no such version here.
+            BundleError: There is no such version here: nobody trained it here, and it is another
+                than the server's own, as a worker's with another MODEL would be.
         """
         if version == self.own.version:
             return self.own

@@ -17,20 +17,20 @@ handler sends tracebacks to the caller. Without the package a class of the same 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from edgesam_core.errors import NotBuilt
+from edgesam_core.errors import RequestError
 
 if TYPE_CHECKING:
     from backend.engine import Engine, Prediction
-
-NO_TRAINING = (
-    "This version cannot be trained yet. It serves the model that was chosen when it was started."
-)
+    from backend.service import Service
+    from backend.training import Training
 
 
 @contextmanager
@@ -84,6 +84,7 @@ class EdgeSAMBackend(_Base):  # type: ignore[misc]
         train_output: Mapping[str, Any] | None = None,
         *,
         engine: Engine | None = None,
+        training: Training | None = None,
         **kwargs: Any,
     ) -> None:
         """Take what either line of the framework passes.
@@ -94,6 +95,7 @@ class EdgeSAMBackend(_Base):  # type: ignore[misc]
             train_output: What `fit` returned (1.0.9).
             engine: What answers; None means the one that the environment asks for, made at the
                 first call and shared by the process.
+            training: What starts training runs; as `engine`.
             kwargs: ``hostname``, ``access_token``, ``model_version`` (1.0.9); not believed.
         """
         if _BASE_TAKES_PROJECT:
@@ -101,13 +103,14 @@ class EdgeSAMBackend(_Base):  # type: ignore[misc]
         else:
             super().__init__(train_output=train_output)  # its XML reader is not to see the config
         self._engine = engine
+        self._training = training
         self._project_id = project_id
         self._own_label_config = label_config
 
     @property
     def model_version(self) -> str:
         """The bundle's version."""
-        return self._answering().model.version
+        return self._answering().models.own.version
 
     def predict(
         self,
@@ -131,31 +134,56 @@ class EdgeSAMBackend(_Base):  # type: ignore[misc]
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Hear of an event; asked to train, say that it cannot be done yet.
+        """Hear of an event; asked to train, start a run or join the one that is not done.
 
         Args:
             args: ``(event, data)`` in 2.x, ``(tasks, workdir)`` in 1.0.9.
             kwargs: ``event`` and ``data`` where 1.0.9 passes a webhook on.
 
+        Returns:
+            ``job``, where the event is START_TRAINING or there is none (1.0.9's ``/train``).
+
         Raises:
-            NotBuilt: The event is START_TRAINING, or there is none (1.0.9's ``/train``).
+            RequestError: No project is named.
+            TrainingUnavailable: Nothing can be trained here.
         """
-        named = args[0] if args and isinstance(args[0], str) else None
-        event = kwargs.get("event", named)
-        if event in (None, "START_TRAINING"):
-            raise NotBuilt(NO_TRAINING)
-        return {}
+        first = args[0] if args else ()
+        event = kwargs.get("event", first if isinstance(first, str) else None)
+        if event not in (None, "START_TRAINING"):
+            return {}
+        is_webhook = isinstance(first, str)
+        data = kwargs.get("data", args[1] if is_webhook and len(args) > 1 else None)
+        project_id = _named_project(data, self._project_id, () if is_webhook else first)
+        training = self._training or _service_of_process().training
+        run, _ = training.request(project_id, why="Start Training")
+        return {"job": run.job}
 
     def _answering(self) -> Engine:
-        return self._engine if self._engine is not None else _engine_of_process()
+        return self._engine if self._engine is not None else _service_of_process().engine
+
+
+def _named_project(data: object, own: object, tasks: Iterable[Any]) -> int:
+    """The project that is to be trained: a webhook's, the instance's (2.x), or the tasks' (1.0.9).
+
+    Raises:
+        RequestError: None of them names one.
+    """
+    project = data.get("project") if isinstance(data, dict) else None
+    named = [project.get("id") if isinstance(project, dict) else project, own]
+    named += [task.get("project") for task in islice(tasks, 1) if isinstance(task, dict)]
+    for given in named:
+        found = re.match(r"\d{1,18}(?=\.|$)", str(given), re.ASCII)
+        if found:
+            return int(found[0])
+    raise RequestError("Which project should be trained? The request names none.")
 
 
 @lru_cache(maxsize=1)
-def _engine_of_process() -> Engine:
-    """The engine for instances that a framework made."""
+def _service_of_process() -> Service:
+    """The parts for instances that a framework made."""
     from backend.service import Service
     from backend.settings import Settings
 
     service = Service(Settings.from_env())
-    service.model.start()
-    return service.engine
+    service.start()
+    return service

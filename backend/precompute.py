@@ -60,7 +60,7 @@ class Precompute:
         self._settings = settings
         self._service = Service.that_only_encodes(settings)
         self._label_studio = LabelStudioClient(settings.label_studio)
-        self._service.model.segmenter()
+        self._service.models.own.segmenter()
 
     def project(self, project_id: int) -> Project:
         """Ask Label Studio about a project.
@@ -75,7 +75,7 @@ class Precompute:
     def shortage(self, project: Project) -> str | None:
         """What to say where the store cannot hold the project; None where it can, or may."""
         settings = self._settings.store
-        side = self._service.model.manifest.input_size // 16
+        side = self._service.models.own.manifest.input_size // 16
         room = settings.store_bytes // (256 * side * side * 2)
         if settings.url or project.task_count <= room:
             return None
@@ -101,7 +101,9 @@ class Precompute:
 
     def _encode(self, project: Project, task: Mapping[str, Any]) -> Step:
         encoded, complaint = 0, None
-        for image in self._service.engine.images_of([task], project.label_config):
+        for image in self._service.engine.images_of(
+            project.project_id, [task], project.label_config
+        ):
             try:
                 encoded += self._service.encoding.ahead(image) == "encoded"
             except EdgeSamError as exc:

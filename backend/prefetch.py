@@ -87,7 +87,7 @@ class Prefetch:
 
     def __init__(
         self,
-        images_of: Callable[[Sequence[Mapping[str, Any]], object], list[EncodeRequest]],
+        images_of: Callable[[int | None, Sequence[Mapping[str, Any]], object], list[EncodeRequest]],
         encode_ahead: Callable[[EncodeRequest], Ahead],
         label_studio: LabelStudioClient,
         settings: PrefetchSettings,
@@ -98,7 +98,7 @@ class Prefetch:
         """Start nothing before the first signal.
 
         Args:
-            images_of: Tasks and a labelling config to the images that clicks would need.
+            images_of: Project, tasks and labelling config to the images that clicks would need.
             encode_ahead: Has one of them encoded.
             label_studio: Who knows the next tasks; not asked without a token.
             settings: How many of them.
@@ -153,7 +153,7 @@ class Prefetch:
     ) -> None:
         """Note a signal; what has another form than Label Studio's says nothing."""
         try:
-            images = deque(self._images_of(tasks, label_config) if tasks else ())
+            images = deque(self._images_of(project_id, tasks, label_config) if tasks else ())
         except EdgeSamError as exc:
             logger.debug("nothing is encoded ahead: %s", exc.sentence)
             return
@@ -252,4 +252,4 @@ class Prefetch:
         if len(tasks) < count and after:
             first = self._label_studio.tasks(signal.project_id, count=count - len(tasks))
             tasks += [task for task in first if task["id"] < after]
-        return self._images_of(tasks, signal.label_config)
+        return self._images_of(signal.project_id, tasks, signal.label_config)

@@ -33,8 +33,20 @@ SILENT_S = 3.0
 """After so long without one a worker is taken for dead; wrongly so, on a machine that is too busy,
 costs an encode more."""
 
-_WORKERS_KEY = "edgesam:encoders"  # sorted set: a worker's name, when it was last alive
 _FORGOTTEN_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Role:
+    """A kind of worker: what it listens to, and where it says that it is alive."""
+
+    queues: tuple[str, ...]
+    key: str
+    # of a sorted set in Redis: a worker's name, when it was last alive
+
+
+ENCODERS = Role(ENCODER_QUEUES, "edgesam:encoders")
+TRAINERS = Role((TRAINING,), "edgesam:trainers")
 
 
 @dataclass(frozen=True)
@@ -78,22 +90,22 @@ def redis_time(redis: Redis) -> float:
     return float(seconds + microseconds / 1e6)
 
 
-def add_sign_of_life(pipeline: Pipeline, worker: str, *, at: float) -> None:
+def add_sign_of_life(pipeline: Pipeline, worker: str, *, at: float, role: Role = ENCODERS) -> None:
     """Note that a worker is alive; `at` is `redis_time`."""
-    pipeline.zadd(_WORKERS_KEY, {worker: at})
-    pipeline.zremrangebyscore(_WORKERS_KEY, "-inf", at - _FORGOTTEN_S)
+    pipeline.zadd(role.key, {worker: at})
+    pipeline.zremrangebyscore(role.key, "-inf", at - _FORGOTTEN_S)
 
 
-def sign_off(redis: Redis, worker: str) -> None:
+def sign_off(redis: Redis, worker: str, role: Role = ENCODERS) -> None:
     """Note that a worker ends."""
-    redis.zrem(_WORKERS_KEY, worker)
+    redis.zrem(role.key, worker)
 
 
-def listening(redis: Redis) -> frozenset[str]:
+def listening(redis: Redis, role: Role = ENCODERS) -> frozenset[str]:
     """Names of the workers that are alive."""
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.time()
-        pipeline.zrange(_WORKERS_KEY, 0, -1, withscores=True)
+        pipeline.zrange(role.key, 0, -1, withscores=True)
         (seconds, _), workers = pipeline.execute()
     return frozenset(name.decode() for name, at in workers if seconds - at < SILENT_S)
 

@@ -11,22 +11,25 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Response, request
-from werkzeug.exceptions import BadRequest, NotFound, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from backend import auth
 from backend.engine import Engine
 from backend.events import Events
 from backend.label_config import parse_label_config
+from backend.lean_json import loads_without_rle
 from backend.metrics import Metrics
-from backend.model import ServedModel
+from backend.models import Models
 from backend.plugin import EdgeSAMBackend
 from backend.prefetch import Prefetch
+from backend.second_look import SecondLook
 from backend.settings import Settings
+from backend.training import Training
 from edgesam_core.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -51,12 +54,6 @@ ROUTES = (
     Route("setup", "/setup"),
     Route("predict", "/predict"),
     Route("webhook", "/webhook"),
-    Route("train", "/train"),
-    Route("versions", "/versions", "GET"),
-    Route("versions", "/versions", "POST"),
-    Route("job_status", "/job_status", "GET"),
-    Route("job_status", "/job_status", "POST"),
-    Route("is_training", "/is_training", "GET"),
     Route("validate", "/validate"),
     Route("delete", "/delete"),
     Route("duplicate_model", "/duplicate_model"),
@@ -108,24 +105,28 @@ class Routes:
 
     def __init__(
         self,
-        model: ServedModel,
+        models: Models,
         engine: Engine,
         prefetch: Prefetch,
+        second_look: SecondLook,
         metrics: Metrics,
+        training: Training,
         settings: Settings,
     ) -> None:
         """Take the parts of a running backend (app.py)."""
-        self._model = model
+        self._models = models
         self._metrics = metrics
         self._settings = settings
-        self._backend = EdgeSAMBackend(engine=engine)
+        self._training = training
+        self._backend = EdgeSAMBackend(engine=engine, training=training)
         self._prefetch = prefetch
+        self._second_look = second_look
         self._events = Events(engine, prefetch)
         self._hostnames: set[str] = set()
 
     def about(self) -> Response:
         """What this is, for a person with a browser."""
-        manifest = self._model.manifest
+        manifest = self._models.own.manifest
         return _json(
             {
                 "status": "UP",
@@ -142,12 +143,12 @@ class Routes:
 
     def ready(self) -> Response:
         """Whether the model is loaded and has answered a click of its own; else 503."""
-        segmenter = self._model.segmenter(wait_s=0)
+        segmenter = self._models.own.segmenter(wait_s=0)
         return _json({"status": "READY", "model_version": segmenter.version})
 
     def metrics(self) -> Response:
         """Prometheus' page."""
-        manifest = self._model.manifest
+        manifest = self._models.own.manifest
         self._metrics.model_info.labels(manifest.name, manifest.version).set(1)
         return Response(self._metrics.text(), mimetype="text/plain; version=0.0.4")
 
@@ -155,11 +156,12 @@ class Routes:
         """Label Studio introduces a project; it only wants the version."""
         body = read_json()
         self._compare_hostname(body.get("hostname"))
-        return _json({"model_version": self._model.version})
+        project_id = project_id_of(body.get("project"))
+        return _json({"model_version": self._models.of(project_id).version})
 
     def predict(self) -> Response:
         """Masks for what was drawn; one result per task, always."""
-        asked = PredictRequest.from_json(read_json())
+        asked = PredictRequest.from_json(read_json(loads_without_rle))
         project_id, tasks, label_config = asked.project_id, asked.tasks, asked.label_config
         results = self._events.answer(asked.context, project_id, tasks, label_config)
         if results is None:
@@ -170,7 +172,11 @@ class Routes:
                 self._prefetch.opened(project_id, tasks, label_config)
             elif tasks:
                 self._prefetch.worked_on(project_id, tasks[0].get("id"), label_config)
-        return _json({"results": results, "model_version": self._model.version})
+        # The one that answered, whatever is promoted meanwhile.
+        version = results[0]["model_version"] if results else self._models.of(project_id).version
+        answer = _json({"results": results, "model_version": version})
+        answer.call_on_close(self._second_look.begin)  # once it is sent
+        return answer
 
     def webhook(self) -> Response:
         """Something happened in Label Studio: a reason to train, or a sign of what comes next."""
@@ -178,7 +184,9 @@ class Routes:
         action = body.get("action")
         if action == "START_TRAINING":
             auth.check_credentials(request, self._settings.auth)
-        self._backend.fit(str(action), body)
+        started = self._backend.fit(str(action), body)
+        if started:
+            return _json({"status": "ok", "action": action, **started})
         self._look_ahead(action, body)
         return _json({"status": "ignored", "action": action if isinstance(action, str) else None})
 
@@ -192,23 +200,7 @@ class Routes:
         elif action == "ANNOTATION_CREATED" and isinstance(annotation, dict):
             task_id, label_config = annotation.get("task"), project.get("label_config")
             self._prefetch.worked_on(project["id"], task_id, label_config)
-
-    def train(self) -> Response:
-        """Training by the older call."""
-        self._backend.fit("START_TRAINING", {})
-        return _json({})
-
-    def versions(self) -> Response:
-        """The versions that a project may choose from."""
-        return _json({"versions": [self._model.version]})
-
-    def is_training(self) -> Response:
-        """Whether a training run is going on."""
-        return _json({"is_training": False, "model_version": self._model.version})
-
-    def job_status(self) -> Response:
-        """What became of a training job; there can be none."""
-        raise NotFound
+            self._training.accepted(project["id"], annotation)
 
     def validate(self) -> Response:
         """Whether a labelling config can be served; 422 with a sentence where it cannot."""
@@ -222,8 +214,8 @@ class Routes:
         return _json({"status": "ok"})
 
     def duplicate_model(self) -> Response:
-        """A project was copied; its model is the same one."""
-        return _json({"model_version": self._model.version})
+        """A project was copied; the copy begins with the server's own model."""
+        return _json({"model_version": self._models.own.version})
 
     def _compare_hostname(self, hostname: object) -> None:
         """One log line where Label Studio calls itself by another address than ours for it."""
@@ -242,8 +234,11 @@ class Routes:
             )
 
 
-def read_json() -> dict[str, Any]:
+def read_json(loads: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
     """The body of the request that is being answered.
+
+    Args:
+        loads: What parses it.
 
     Raises:
         UnsupportedMediaType: It is not declared as JSON.
@@ -253,7 +248,7 @@ def read_json() -> dict[str, Any]:
     if not request.is_json:
         raise UnsupportedMediaType
     try:
-        body = json.loads(request.get_data(cache=False))
+        body = loads(request.get_data(cache=False))
     except (ValueError, RecursionError) as exc:
         raise BadRequest from exc
     if not isinstance(body, dict):

@@ -36,7 +36,7 @@ from backend import logs
 from backend.jobs import JOB_TIMEOUT_S
 from backend.queues import (
     BEAT_S,
-    ENCODER_QUEUES,
+    ENCODERS,
     add_sign_of_life,
     connect,
     redis_time,
@@ -54,7 +54,6 @@ ABANDONED_S = 15
 
 _IDLE_S = 20  # RQ's worker_ttl: it waits 15 s less for a job, then looks after abandoned ones
 _MAINTENANCE_S = 5
-_OVERDUE_S = JOB_TIMEOUT_S + 10  # RQ's timeout does not reach a job that hangs outside Python
 _REDIS_TIMEOUT_S = 2.0
 
 
@@ -63,6 +62,10 @@ class EncoderWorker(SimpleWorker):
 
     log_result_lifespan = False
     max_connection_wait_time = 2.0  # RQ doubles its pause up to a minute, and clicks would wait
+
+    role = ENCODERS
+    overdue_s: float | None = JOB_TIMEOUT_S + 10
+    # RQ's timeout does not reach a job that hangs outside Python: so long, and the beats end
 
     def __init__(self, url: str, functions: Functions, complaints: logs.Complaints) -> None:
         """Connect.
@@ -76,7 +79,7 @@ class EncoderWorker(SimpleWorker):
             RedisError: It does not answer.
         """
         super().__init__(
-            list(ENCODER_QUEUES),
+            list(self.role.queues),
             name=f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}",
             connection=connect(url, timeout_s=_REDIS_TIMEOUT_S),
             serializer=JSONSerializer,
@@ -111,7 +114,7 @@ class EncoderWorker(SimpleWorker):
         if self._beats.is_alive():
             self._beats.join()
         with suppress(RedisError):
-            sign_off(self._second_connection, self.name)
+            sign_off(self._second_connection, self.name, self.role)
             super().teardown()
 
     def subscribe(self) -> None:
@@ -134,11 +137,11 @@ class EncoderWorker(SimpleWorker):
     def _beat(self) -> None:
         """A sign of life, and everything that a Redis that was emptied has forgotten of it."""
         running = self._running
-        if running and time.monotonic() - running[2] > _OVERDUE_S:
+        if running and self.overdue_s and time.monotonic() - running[2] > self.overdue_s:
             return
         at = redis_time(self._second_connection)
         with self._second_connection.pipeline() as pipeline:
-            add_sign_of_life(pipeline, self.name, at=at)
+            add_sign_of_life(pipeline, self.name, at=at, role=self.role)
             worker_registration.register(self, pipeline)
             pipeline.hset(self.key, mapping=self.serialize())
             pipeline.expire(self.key, self.worker_ttl + 60)
@@ -228,7 +231,7 @@ def _only(functions: Functions) -> type[Job]:
             try:
                 return functions[str(self.func_name)]
             except KeyError as exc:
-                raise EdgeSamError("Workers that encode do not run jobs of this name.") from exc
+                raise EdgeSamError("This worker does not run jobs of this name.") from exc
 
     return OfferedJob
 

@@ -31,7 +31,10 @@ from backend.prefetch import PrefetchSettings
 from backend.queues import QueueSettings
 from backend.refinement import RefinementSettings
 from backend.results import ResultSettings
+from backend.second_look import SecondLookSettings
 from backend.store import StoreSettings
+from backend.training import TrainingSettings
+from backend.versions import VersionSettings
 
 _PREFIX = "EDGESAM_"
 _TEST_PREFIX = "EDGESAM_TEST_"  # read by tests/, of no meaning here
@@ -47,11 +50,21 @@ class ServerSettings:
 
     max_body_bytes: int = 64 * 1024 * 1024
     # Bytes of a request; Label Studio sends the task with all its masks at every click.
+    threads: int = 32
+    # Requests at a time in one web process of `make serve`. Three quarters may be clicks, one
+    # more is answered with 503 at once: a thread stays free for Label Studio's health check.
 
     def __post_init__(self) -> None:
-        """Refuse a limit that lets nothing through."""
+        """Refuse limits that let nothing through."""
         if self.max_body_bytes <= 0:
             raise ValueError("max_body_bytes should be more than 0.")
+        if self.threads < 2:
+            raise ValueError("threads should be 2 or more: one stays free for health checks.")
+
+    @property
+    def clicks_at_once(self) -> int:
+        """How many clicks may wait or be answered at a time in one process."""
+        return max(1, self.threads * 3 // 4)
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,10 @@ class Settings:
     prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
     granularity: GranularitySettings = field(default_factory=GranularitySettings)
+    second_look: SecondLookSettings = field(default_factory=SecondLookSettings)
     results: ResultSettings = field(default_factory=ResultSettings)
+    versions: VersionSettings = field(default_factory=VersionSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     logs: LogSettings = field(default_factory=LogSettings)
 
@@ -147,13 +163,23 @@ VARIABLES = (
     Variable("EDGESAM_PREFETCH_TASKS", "prefetch", "next_tasks", int),
     Variable("EDGESAM_REFINEMENT_CACHE_BYTES", "refinement", "cache_bytes", int),
     Variable("EDGESAM_GRANULARITY_PRIOR", "granularity", "prior"),
+    Variable("EDGESAM_SECOND_LOOK", "second_look", "mode"),
     Variable("EDGESAM_OUTPUTS", "results", "outputs"),
     Variable("EDGESAM_POLYGON_TOLERANCE_PX", "results", "polygon_tolerance_px", float),
     Variable("EDGESAM_POLYGON_MAX_VERTICES", "results", "polygon_max_vertices", int),
     Variable("EDGESAM_MIN_REGION_PX", "results", "min_region_px", int),
+    Variable("EDGESAM_MAX_RLE_BYTES", "results", "max_rle_bytes", int),
+    Variable(
+        "EDGESAM_DATA_DIR", "versions", "data_dir", _path, "~/.local/share/edgesam-label-studio"
+    ),
+    Variable("EDGESAM_TRAIN_PYTHON", "training", "python", _path),
+    Variable("EDGESAM_TRAIN_RECIPE", "training", "recipe", _path),
+    Variable("EDGESAM_TRAIN_MINUTES", "training", "minutes", float),
+    Variable("EDGESAM_TRAIN_EVERY", "training", "every_annotations", int),
     Variable("EDGESAM_RUNTIME", "model", "runtime"),
     Variable("EDGESAM_THREADS", "model", "threads", int),
     Variable("EDGESAM_LOAD_WAIT_S", "model", "load_wait_s", float),
+    Variable("THREADS", "server", "threads", int),
     Variable("EDGESAM_MAX_BODY_BYTES", "server", "max_body_bytes", int),
 )
 
@@ -164,7 +190,7 @@ def environment_page() -> str:
         "# Environment variables",
         "",
         "Made from the dataclasses by `python -m backend.settings`; a test holds it current.",
-        "The server also honours `HOST`, `PORT` and `THREADS` (`gunicorn.conf.py`).",
+        "The server also honours `HOST`, `PORT` and `WEB_CONCURRENCY` (`gunicorn.conf.py`).",
         "",
         "| variable | default | what it does |",
         "|---|---|---|",

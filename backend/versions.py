@@ -241,7 +241,8 @@ def _replace(path: Path, text: str) -> None:
 
 def _no_such(version: str) -> BundleError:
     return BundleError(
-        f"There is no version {version!r:.40} here. /versions lists those that there are.",
+        f"There is no version {version!r:.40} of the model here; /versions lists those that are. "
+        "Start workers and servers with the same MODEL and EDGESAM_DATA_DIR."
     )
 
 

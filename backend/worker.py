@@ -14,6 +14,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,7 @@ from redis.exceptions import RedisError
 
 from backend import logs
 from backend.jobs import ENCODE, EncodeRequest
-from backend.queues import ENCODER_QUEUES, eviction_complaint
+from backend.queues import eviction_complaint
 from backend.rq_worker import EncoderWorker, Functions, no_answer
 from backend.service import Service
 from backend.settings import Settings, SettingsError
@@ -49,17 +50,21 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "could not connect to Redis" not in record.getMessage()
 
 
-def serve(url: str, functions: Functions) -> None:
+def serve(
+    url: str,
+    functions: Functions,
+    make_worker: Callable[[str, Functions, logs.Complaints], EncoderWorker] = EncoderWorker,
+) -> None:
     """Take jobs until told to stop; a Redis that is away is waited for."""
     complaints = logs.Complaints(logger)
     logging.getLogger("rq.worker").addFilter(_is_news)  # it would say so every two seconds
     while True:
         worker: EncoderWorker | None = None
         try:
-            worker = EncoderWorker(url, functions, complaints)
+            worker = make_worker(url, functions, complaints)
             if complaint := eviction_complaint(worker.connection):
                 complaints.warn(complaint)
-            logger.info("listening to %s as %s", ", ".join(ENCODER_QUEUES), worker.name)
+            logger.info("listening to %s as %s", ", ".join(worker.role.queues), worker.name)
             worker.work(logging_level="WARNING")
         except RedisError as exc:
             complaints.warn(no_answer(exc))
@@ -85,7 +90,7 @@ def main() -> int:
     logs.configure(settings.logs)
     service = Service.that_only_encodes(settings)
     try:
-        service.model.segmenter()
+        service.models.own.segmenter()
     except EdgeSamError as exc:
         logger.error("this worker ends: %s", exc.sentence)
         return 1

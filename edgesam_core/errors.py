@@ -82,6 +82,33 @@ class Superseded(RequestError):
     )
 
 
+class NoSuchRun(RequestError):
+    """A training run that there is not, or no longer."""
+
+    status = 404
+    code = "no_such_run"
+    default_sentence = "There is no such training run here. Compare the job with /train's answer."
+
+
+class NoSuchVersion(RequestError):
+    """A version of the model that there is not."""
+
+    status = 404
+    code = "no_such_version"
+    default_sentence = "There is no such version here. /versions lists those that there are."
+
+
+class Guarded(RequestError):
+    """What anyone on the network could do if it were answered."""
+
+    status = 403
+    code = "guarded"
+    default_sentence = (
+        "This is answered only to those who sign in, since the server can be reached from other "
+        "machines. Set BASIC_AUTH_USER and BASIC_AUTH_PASS, here and in Label Studio."
+    )
+
+
 class HostRefused(RequestError):
     """The image's host is private and was not named as allowed."""
 
@@ -116,12 +143,11 @@ class Unavailable(EdgeSamError):
     default_sentence = "The model is busy or still loading. Try again in a moment."
 
 
-class NotBuilt(EdgeSamError):
-    """A call of the protocol that this version does not serve yet."""
+class TrainingUnavailable(Unavailable):
+    """No training can be started or carried on here; what is served is not touched."""
 
-    status = 501
-    code = "not_built"
-    default_sentence = "This version does not serve that call."
+    code = "training_unavailable"
+    default_sentence = "Nothing can be trained here at the moment. The model that is served stays."
 
 
 class BundleError(EdgeSamError):

@@ -25,6 +25,7 @@ OURS = ("EDGESAM_", "LABEL_STUDIO_", "BASIC_AUTH_", "REDIS_", "HF_")
 NAMES = {
     "HOST", "PORT", "MODEL", "MODEL_DIR", "LOG_LEVEL", "THREADS", "HTTP_PROXY", "HTTPS_PROXY",
     "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "MAKEFLAGS", "MAKELEVEL",
+    "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS",
 }  # fmt: skip
 
 

@@ -275,7 +275,7 @@ class TestWithRedis:
         job = queue(redis, INTERACTIVE).enqueue("os.getcwd", job_id="x", result_ttl=0)
         work(redis_server, lambda **_: pytest.fail("not asked for"))
         reason = job.latest_result().exc_string
-        assert reason == "Workers that encode do not run jobs of this name."
+        assert reason == "This worker does not run jobs of this name."
 
     def test_a_click_does_not_wait_for_a_worker_that_died(self, redis, redis_server):
         pretend_worker(redis, "alive")

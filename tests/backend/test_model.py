@@ -91,4 +91,4 @@ def test_encodes_share_the_processors() -> None:
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        ModelSettings(**wrong)  # type: ignore[arg-type]
+        ModelSettings(**wrong)

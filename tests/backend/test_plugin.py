@@ -12,18 +12,31 @@ from flask.testing import FlaskClient
 
 from backend.engine import Engine
 from backend.plugin import EdgeSAMBackend
-from edgesam_core.errors import NotBuilt
+from backend.queues import QueueSettings
+from backend.runs import Runs
+from backend.training import Training
+from edgesam_core.errors import RequestError
 from tests.backend.conftest import BRUSH_CONFIG, body, keypoint
+from tests.backend.training_ground import Ground
 from tests.parts import REPOSITORY
 
 SENT = body(keypoint(50, 50))
 CONTEXT = SENT["params"]["context"]
+WEBHOOK = {"project": {"id": 3, "title": "x"}}
 
 
 @pytest.fixture
 def engine(client: FlaskClient) -> Engine:
     found: Engine = client.application.extensions["edgesam"].engine
     return found
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """One that starts runs which nobody carries out."""
+    ground = Ground(tmp_path)
+    monkeypatch.setattr(Training, "_start_process", lambda *_: None)
+    return Training(ground.settings, Runs(tmp_path), ground.model, QueueSettings())
 
 
 def test_it_is_a_subclass_of_the_installed_framework() -> None:
@@ -64,28 +77,41 @@ def test_predict_without_a_context_is_one_empty_result_per_task(engine: Engine) 
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "trains"),
+    ("args", "kwargs", "project"),
     [
-        pytest.param(("ANNOTATION_CREATED", {}), {}, False, id="2.x annotation"),
-        pytest.param(("START_TRAINING", {}), {}, True, id="2.x training"),
+        pytest.param(("ANNOTATION_CREATED", WEBHOOK), {}, None, id="2.x annotation"),
+        pytest.param(("START_TRAINING", WEBHOOK), {}, 3, id="2.x training"),
+        pytest.param(("START_TRAINING", {}), {}, 7, id="2.x training of the instance's project"),
         pytest.param(
-            ((),), {"event": "PROJECT_UPDATED", "data": {}, "job_id": "1", "workdir": "w"}, False,
+            ((),), {"event": "PROJECT_UPDATED", "data": WEBHOOK, "job_id": "1", "workdir": "w"},
+            None,
             id="1.0.9 webhook",
         ),
         pytest.param(
-            ((),), {"event": "START_TRAINING", "data": {}, "job_id": "1"}, True,
+            ((),), {"event": "START_TRAINING", "data": WEBHOOK, "job_id": "1"}, 3,
             id="1.0.9 training webhook",
         ),
-        pytest.param(([{"id": 1}], "workdir"), {}, True, id="1.0.9 train call"),
+        pytest.param(([{"id": 1, "project": 9}], "workdir"), {}, 7, id="1.0.9 train call"),
     ],
 )  # fmt: skip
-def test_fit_takes_either_call_shape(engine: Engine, args: Any, kwargs: Any, trains: bool) -> None:
-    backend = EdgeSAMBackend(engine=engine)
-    if trains:
-        with pytest.raises(NotBuilt, match="cannot be trained"):
-            backend.fit(*args, **kwargs)
-    else:
-        assert backend.fit(*args, **kwargs) == {}
+def test_fit_takes_either_call_shape(
+    engine: Engine, training: Training, args: Any, kwargs: Any, project: int | None
+) -> None:
+    backend = EdgeSAMBackend("7.1795229737", engine=engine, training=training)
+    answer = backend.fit(*args, **kwargs)
+    assert [run.project for run in training.runs.of()] == ([] if project is None else [project])
+    assert answer == ({} if project is None else {"job": training.runs.of()[0].job})
+
+
+def test_fit_knows_the_project_of_the_tasks_or_says_that_it_knows_none(
+    engine: Engine, training: Training
+) -> None:
+    backend = EdgeSAMBackend(engine=engine, training=training)
+    backend.fit(iter([{"id": 1, "project": 9}]), "workdir")
+    assert [run.project for run in training.runs.of()] == [9]
+    for nothing in ((iter([]), "workdir"), ("START_TRAINING", {}), ("START_TRAINING",)):
+        with pytest.raises(RequestError, match="Which project"):
+            backend.fit(*nothing)
 
 
 def test_a_base_class_of_2_x_is_made_as_it_wants_to_be() -> None:
@@ -146,6 +172,27 @@ def test_the_frameworks_own_application_answers_under_1_0_9(
         assert prediction["result"][0]["type"] == "brushlabels"
         empty = client.post("/predict", json={{**sent, "params": {{"context": None}}}})
         assert empty.json["results"][0]["result"] == []
+    """
+    run(script, json.dumps(SENT), MODEL=str(disc_bundle))
+
+
+def test_in_the_frameworks_own_application_a_body_is_parsed_once(
+    disc_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("label_studio_ml")
+    script = f"""
+        import json, sys
+        from label_studio_ml.api import init_app
+        from backend.plugin import EdgeSAMBackend
+
+        sent = json.loads(sys.stdin.read())
+        sent["tasks"][0]["drafts"] = [{{"result": [{{"value": {{"rle": [255] * 1_500_000}}}}]}}]
+        client = init_app(EdgeSAMBackend, model_dir={str(tmp_path)!r}).test_client()
+        client.post("/setup", json={{"project": "1.1", "schema": sent["label_config"]}})
+        decode, lengths = json.JSONDecoder.decode, []
+        json.JSONDecoder.decode = lambda *args: lengths.append(len(args[1])) or decode(*args)
+        assert client.post("/predict", json=sent).status_code == 200
+        assert sum(length > 1e6 for length in lengths) == 1, lengths
     """
     run(script, json.dumps(SENT), MODEL=str(disc_bundle))
 

@@ -311,7 +311,9 @@ class Encodes:
         self.has_begun = threading.Event()
         self.let_go = threading.Event()
 
-    def images_of(self, tasks: Any, label_config: object) -> list[EncodeRequest]:
+    def images_of(
+        self, project_id: object, tasks: Any, label_config: object
+    ) -> list[EncodeRequest]:
         return [EncodeRequest(task["data"], task["id"], None, "v", False) for task in tasks]
 
     def ahead(self, request: EncodeRequest) -> Ahead:
@@ -434,7 +436,7 @@ def test_label_studio_is_asked_again_after_a_while(label_studio: TaskList) -> No
 def test_a_process_that_has_no_more_threads_answers_all_the_same(
     client: FlaskClient, label_studio: TaskList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.application.extensions["edgesam"].model.segmenter()
+    client.application.extensions["edgesam"].models.own.segmenter()
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

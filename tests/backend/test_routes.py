@@ -57,7 +57,7 @@ def test_health_and_setup_answer_before_the_model_is_loaded(
 
 
 def test_ready_says_when_the_model_is(client: FlaskClient, disc_bundle: Path) -> None:
-    client.application.extensions["edgesam"].model.segmenter()
+    client.application.extensions["edgesam"].models.own.segmenter()
     response = client.get("/ready")
     assert response.status_code == 200
     assert response.json == {"status": "READY", "model_version": version_of(disc_bundle)}
@@ -112,25 +112,12 @@ def test_webhooks_are_answered_and_passed_over(client: FlaskClient, action: Any)
     assert response.json["status"] == "ignored"
 
 
-@pytest.mark.parametrize(
-    ("path", "sent"),
-    [("/webhook", {"action": "START_TRAINING"}), ("/train", {"annotations": []})],
-)
-def test_training_is_refused_with_a_sentence(client: FlaskClient, path: str, sent: Any) -> None:
-    response = client.post(path, json=sent)
-    assert response.status_code == 501
-    assert response.json["code"] == "not_built"
-    assert "cannot be trained" in response.json["error"]
-
-
 def test_the_rarely_called_routes_answer(client: FlaskClient) -> None:
     assert client.get("/").json["model"] == "disc"
-    assert client.get("/is_training").json["is_training"] is False
     assert client.post("/delete", json={}).status_code == 200
     assert client.post("/duplicate_model", json={}).json["model_version"]
     assert client.post("/validate", json={"config": BRUSH_CONFIG}).json == {"valid": True}
     assert client.post("/validate", json={"config": "<View/>"}).status_code == 422
-    assert client.get("/job_status").status_code == 404
 
 
 def test_metrics_tell_hits_and_misses_and_the_model(client: FlaskClient, disc_bundle: Path) -> None:
@@ -304,7 +291,7 @@ def test_a_request_leaves_one_line_with_everything_but_its_content(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "backend")
-    client.application.extensions["edgesam"].model.segmenter()
+    client.application.extensions["edgesam"].models.own.segmenter()
     response = client.post(
         "/predict", json=body(keypoint(50, 50)), headers={"X-Request-ID": "my-id.1"}
     )

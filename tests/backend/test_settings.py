@@ -26,14 +26,17 @@ def test_every_variable_reaches_its_field() -> None:
         "EDGESAM_MAX_IMAGE_PIXELS": "3", "EDGESAM_FETCH_TIMEOUT_S": "4.5",
         "EDGESAM_EMBEDDING_CACHE_BYTES": "5", "EDGESAM_ENCODE_WAIT_S": "6",
         "EDGESAM_REFINEMENT_CACHE_BYTES": "7", "EDGESAM_OUTPUTS": "all",
-        "EDGESAM_GRANULARITY_PRIOR": "mean",
+        "EDGESAM_GRANULARITY_PRIOR": "mean", "EDGESAM_SECOND_LOOK": "on",
         "EDGESAM_POLYGON_TOLERANCE_PX": "0.5", "EDGESAM_POLYGON_MAX_VERTICES": "9",
-        "EDGESAM_MIN_REGION_PX": "10", "EDGESAM_THREADS": "11", "EDGESAM_LOAD_WAIT_S": "12",
+        "EDGESAM_MIN_REGION_PX": "10", "EDGESAM_MAX_RLE_BYTES": "100001",
+        "EDGESAM_THREADS": "11", "EDGESAM_LOAD_WAIT_S": "12",
         "EDGESAM_MAX_BODY_BYTES": "13", "EDGESAM_STORE_BYTES": "14",
         "EDGESAM_STORE_URL": "redis://store/1",
         "EDGESAM_RUNTIME": "openvino",
         "REDIS_URL": "redis://jobs/0", "EDGESAM_WORKER_WAIT_S": "15",
-        "EDGESAM_PREFETCH_TASKS": "16",
+        "EDGESAM_PREFETCH_TASKS": "16", "THREADS": "17", "EDGESAM_DATA_DIR": "/data",
+        "EDGESAM_TRAIN_PYTHON": "/train/python", "EDGESAM_TRAIN_RECIPE": "/recipe.yaml",
+        "EDGESAM_TRAIN_MINUTES": "18.5", "EDGESAM_TRAIN_EVERY": "19",
     }  # fmt: skip
     assert set(values) == {variable.name for variable in VARIABLES}
     settings, default = Settings.from_env(values), Settings()
@@ -62,6 +65,8 @@ def test_an_empty_value_is_no_value() -> None:
         pytest.param({"REDIS_URL": "jobs:6379"}, "REDIS_URL", id="no Redis for jobs"),
         pytest.param({"EDGESAM_WORKER_WAIT_S": "0"}, "EDGESAM_WORKER_WAIT_S", id="no wait"),
         pytest.param({"EDGESAM_PREFETCH_TASKS": "-1"}, "EDGESAM_PREFETCH_TASKS", id="less than 0"),
+        pytest.param({"EDGESAM_TRAIN_MINUTES": "0"}, "EDGESAM_TRAIN_MINUTES", id="no minutes"),
+        pytest.param({"EDGESAM_TRAIN_EVERY": "-1"}, "EDGESAM_TRAIN_EVERY", id="fewer than none"),
         pytest.param({"EDGESAM_OUTPUTS": "both"}, "EDGESAM_OUTPUTS", id="no choice"),
         pytest.param(
             {"EDGESAM_GRANULARITY_PRIOR": "on"}, "EDGESAM_GRANULARITY_PRIOR", id="no merge rule"

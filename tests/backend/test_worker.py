@@ -27,7 +27,7 @@ from edgesam_core.bundle import Bundle, write_manifest
 from tests.backend.conftest import body, keypoint, mask_of, picture_bytes
 from tests.backend.disc_bundle import write_disc_bundle
 from tests.backend.hosts import Host, Request, running
-from tests.backend.test_concurrency import count_calls
+from tests.backend.spies import count_calls
 from tests.backend.workers import MortalRedis, request, running_worker, wait_until
 
 pytestmark = pytest.mark.redis
@@ -120,7 +120,7 @@ class Web:
         )
         self.client: FlaskClient = create_app(settings).test_client()
         self.service = self.client.application.extensions["edgesam"]
-        self.encoded = count_calls(self.service.model.segmenter(), "embed")
+        self.encoded = count_calls(self.service.models.own.segmenter(), "embed")
 
     def click(self, address: str) -> Any:
         answer = self.client.application.test_client().post(
@@ -178,7 +178,7 @@ def test_a_worker_with_another_model_leaves_the_click_to_the_web_process(
         web = Web(disc_bundle, redis, on_one_machine(tmp_path))
         web.click(f"{pictures.url}/1")
     assert (web.encoded(), web.jobs()) == (1, {"failed": 1})
-    assert "Start workers and servers with the same MODEL." in (tmp_path / "worker.log").read_text()
+    assert "Start workers and servers with the same MODEL" in (tmp_path / "worker.log").read_text()
 
 
 def test_a_worker_with_another_store_is_told_to_the_operator(

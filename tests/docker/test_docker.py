@@ -71,6 +71,33 @@ def test_workers_of_the_compose_file_can_be_scaled_and_share_the_cache():
     assert worker["healthcheck"] == {"disable": True}  # the image's asks for an HTTP server
 
 
+def test_the_trainer_of_the_compose_file_is_the_servers_with_torch():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    web, trainer = services["edgesam"], services["trainer"]
+    assert not {"ports", "container_name"} & trainer.keys()
+    for shared in ("volumes", "environment", "read_only", "cap_drop"):
+        assert trainer[shared] == web[shared]
+    assert any(volume.startswith("edgesam-data:") for volume in trainer["volumes"])
+    assert trainer["build"]["target"] == "training"
+    assert trainer["image"] != web["image"]
+
+
+def test_where_no_target_is_named_the_image_has_no_torch():
+    stages: dict[str, list[str]] = {}
+    order = []
+    for instruction, rest in dockerfile_steps():
+        if instruction == "FROM":
+            base, *name = rest.split(" AS ")
+            order.append(name[0] if name else base)
+            stages.setdefault(order[-1], [])
+        else:
+            stages[order[-1]].append(rest)
+    assert order[-1] == "serving"
+    assert not any("requirements-train" in step for step in stages["serving"])
+    assert any("requirements-train" in step for step in stages["training"])
+    assert stages["training"][-1] == '["python", "-m", "backend.trainer"]'
+
+
 @pytest.mark.redis
 def test_redis_of_the_compose_file_evicts_and_writes_nothing(tmp_path, free_port):
     server = parts.find_redis_server()

@@ -78,7 +78,7 @@ def test_attach_open_retrieve_train_and_detach(api, backend, disc_bundle):
         assert prediction["result"] == []
 
     api.call("POST", f"{path}/train", json={})
-    assert "This version cannot be trained yet." in backend.log.read_text(encoding="utf-8")
+    assert "brings no weights to start from" in backend.log.read_text(encoding="utf-8")
     (shown,) = api.call("GET", f"/api/ml?project={project}")  # asks for the health again
     assert shown["state"] == "CO"
     assert api.ask("DELETE", path).status_code == 204
@@ -146,7 +146,7 @@ def test_secret_path_and_credentials_guard_a_server_without_a_token(
     assert "backend.app" in (hook := last_line(guarded, " webhook ")), hook
     assert " webhook 200 " in hook
     api.call("POST", f"/api/ml/{attached.json()['id']}/train", json={})
-    assert " webhook 501 " in last_line(guarded, " webhook ")
+    assert " webhook 503 " in last_line(guarded, " webhook ")
 
     # Uploads need a token. The page sees nothing, so the sentence stands in answer and log.
     told = api.click(attached.json()["id"], task, keypoint(50, 50))
