@@ -109,16 +109,29 @@ def append_to_log(run: Path, row: Mapping[str, Any]) -> None:
     Raises:
         RunError: The disk is full.
     """
+    append_line(run / LOG, row)
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line to a file of JSON lines.
+
+    Raises:
+        RunError: The disk is full.
+    """
     try:
-        with (run / LOG).open("a") as log:
-            log.write(json.dumps(row) + "\n")
+        with path.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
     except OSError as exc:
-        raise RunError(f"{LOG} could not be written ({exc.strerror}). Make room.") from exc
+        raise RunError(f"{path.name} could not be written ({exc.strerror}). Make room.") from exc
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The rows of the log; a last line that a kill has torn is left out."""
-    path = run / LOG
+    return read_lines(run / LOG)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none if it is not there; torn ones are left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

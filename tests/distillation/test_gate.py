@@ -1,0 +1,293 @@
+"""Who may serve: the verdict from known numbers, and from bundles that really answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from distillation import gate as gate_module
+from distillation.gate import ENOUGH_OBJECTS, Row, gate, held_out_rows, judge, replay_rows
+from distillation.project_data import GATE_SCENES, load_project_set, replay_scene
+from distillation.project_stage import train
+from edgesam_core.errors import BundleError, RunError
+from edgesam_core.export.write_bundle import write_bundle
+from edgesam_core.nn.checkpoint import read_checkpoint
+from tests import parts
+from tests.distillation.discs import MASKS, SIZE_HW, Oracle, coco_of, write_set
+from tests.distillation.snapshots import SABOTAGE, write_snapshot
+
+# --- the verdict ---
+
+
+def rows(
+    change: float = 0.0, *, tasks: int = 6, label: str = "Car", noise: float = 0.02, start: int = 0
+) -> list[Row]:
+    luck = np.random.default_rng(1).normal(0, noise, (tasks, 5))
+    return [
+        Row(
+            key=f"{label}/{start + 5 * task + i}",
+            group=start + task,
+            label=label,
+            ious={"box": 0.6 + change + luck[task, i] * (change != 0), "click": 0.4 + change},
+            clicks=4,
+        )
+        for task in range(tasks)
+        for i in range(5)
+    ]
+
+
+def verdict(
+    before: list[Row], after: list[Row], *, replay: float = 0.0, margin: float = 0.02
+) -> tuple[bool, str]:
+    known = rows(tasks=10, label="scene")
+    said = judge(before, after, known, rows(replay, tasks=10, label="scene"), margin=margin)
+    return said["promote"], said["reason"]
+
+
+def test_a_version_that_is_better_is_promoted_and_the_reason_says_by_how_much() -> None:
+    promote, reason = verdict(rows(), rows(0.1))
+    assert promote
+    assert "better on 6 tasks that it was not trained on" in reason
+    assert "instead of 50.0 %" in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.0, "not better with confidence"), (-0.1, "is worse on the 6 held-out tasks")],
+)
+def test_a_version_that_is_not_better_is_kept_back(change: float, words: str) -> None:
+    promote, reason = verdict(rows(), rows(change))
+    assert not promote
+    assert words in reason
+
+
+def test_a_gain_that_may_be_luck_is_kept_back() -> None:
+    promote, reason = verdict(rows(), rows(0.01, noise=0.2))
+    assert not promote
+    assert "not better with confidence" in reason
+
+
+@pytest.mark.parametrize("tasks", [0, 1, 2])
+def test_too_few_held_out_tasks_say_nothing(tasks: int) -> None:
+    promote, reason = verdict(rows(tasks=tasks), rows(0.3, tasks=tasks))
+    assert not promote
+    assert reason.startswith("Nobody can say")
+    assert f"{tasks} of the labelled tasks" in reason
+
+
+def test_a_label_that_loses_keeps_the_version_back() -> None:
+    before = rows(tasks=20) + rows(tasks=4, label="Tree", start=1000)
+    after = rows(0.1, tasks=20) + rows(-0.05, tasks=4, label="Tree", start=1000)
+    promote, reason = verdict(before, after)
+    assert not promote
+    assert "worse for the label 'Tree'" in reason
+    assert verdict(before, after, margin=0.2)[0]
+
+
+def test_a_label_with_few_objects_does_not_decide() -> None:
+    few = ENOUGH_OBJECTS // 5 - 1
+    before = rows(tasks=20) + rows(tasks=few, label="Tree", start=1000)
+    after = rows(0.1, tasks=20) + rows(-0.05, tasks=few, label="Tree", start=1000)
+    assert verdict(before, after)[0]
+
+
+def test_a_version_that_forgot_is_kept_back_however_good_it_is_here() -> None:
+    promote, reason = verdict(rows(), rows(0.4), replay=-0.03)
+    assert not promote
+    assert "no longer finds objects elsewhere" in reason
+    assert "instead of 50.0 %" in reason
+
+
+def test_masks_that_lie_elsewhere_than_their_clicks_keep_the_version_back() -> None:
+    known = rows(tasks=10, label="scene")
+    said = judge(rows(), rows(0.1), known, known, honoured=(5, 40))
+    assert not said["promote"]
+    assert "Only 5 of 40 masks" in said["reason"]
+    for enough in ((39, 40), (0, 3), (0, 0)):
+        assert judge(rows(), rows(0.1), known, known, honoured=enough)["promote"]
+
+
+def test_a_version_that_is_not_a_number_is_kept_back() -> None:
+    broken = [Row(r.key, r.group, r.label, {"box": float("nan")}) for r in rows()]
+    assert not verdict(rows(), broken)[0]
+    known = rows(tasks=10, label="scene")
+    lost = [Row(r.key, r.group, r.label, {"box": float("nan")}) for r in known]
+    assert not judge(rows(), rows(0.1), known, lost)["promote"]
+
+
+# --- asking, with one who knows all answers ---
+
+
+@pytest.fixture
+def held_out(tmp_path: Path):
+    coco = coco_of(MASKS)
+    for annotation in coco["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        prompt = {"points": [[x + w / 2, y + h / 2]], "labels": [1], "box": None}
+        annotation["edgesam"] = {"prompt": prompt}
+    coco["annotations"][0]["edgesam"]["prompt"]["points"] = [[999.0, 5.0]]
+    folder = write_set(tmp_path / "set", coco=coco)
+    return load_project_set(folder / "annotations.json", folder / "images")
+
+
+def oracle(spoil: Callable[[np.ndarray], np.ndarray] = lambda mask: mask) -> Oracle:
+    answerer = Oracle(spoil=spoil)
+    answerer.manifest = SimpleNamespace(refines_with_mask_input=False, input_size=64)
+    return answerer
+
+
+def test_every_object_is_asked_by_box_by_clicks_and_as_its_annotator_did(
+    held_out, tmp_path: Path
+) -> None:
+    found = held_out_rows(oracle(), held_out, tmp_path / "rows.jsonl")
+    assert [row.key for row in found] == ["1", "2", "3"]
+    assert [row.group for row in found] == [1, 1, 2]
+    assert set(found[1].ious) == {"box", "click", "click_1", "click_2", "stored"}
+    assert set(found[0].ious) == {"box", "click", "click_1", "click_2"}  # a click off the image
+    assert all(row.score == 1 and row.clicks == 1 for row in found)
+
+
+def test_clicks_are_counted_until_it_is_good_enough(held_out, tmp_path: Path) -> None:
+    half = np.zeros(SIZE_HW, np.bool_)
+    half[:, ::2] = True
+    answerer = oracle(lambda mask: mask & half)
+    found = held_out_rows(answerer, held_out, tmp_path / "rows.jsonl")
+    assert all(row.clicks == gate_module.MOST_CLICKS for row in found)
+
+
+def test_what_was_asked_already_is_not_asked_again(held_out, tmp_path: Path) -> None:
+    memory = tmp_path / "rows.jsonl"
+    before = held_out_rows(oracle(), held_out, memory)
+    lines = memory.read_text().splitlines()
+    memory.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote the second image
+    again = oracle()
+    assert held_out_rows(again, held_out, memory) == before
+    asked_about = {tuple(p.box_xyxy) for p in again.prompts if p.box_xyxy is not None}
+    assert len(asked_about) == 1
+
+
+# --- bundles ---
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model at a ninth of its pixels: it still knows what an object is."""
+    weights = read_checkpoint(parts.REPOSITORY / "models" / "default" / "weights.safetensors")
+    return write_bundle(
+        weights,
+        tmp_path_factory.mktemp("models") / "base",
+        name="default",
+        input_size=128,
+        draws_prompts=True,
+        refines_with_mask_input=True,
+        licence="Apache-2.0",
+    )
+
+
+def recipe(path: Path, *, steps: int, learning_rate: float = 1e-3) -> Path:
+    path.write_text(f"""
+phases: [{{steps: {steps}, size: 128, batch: 3, prompts: 4, rounds: 2, box_share: 0.5,
+  procedural: 0.25, pasted: 0.0, min_area: 0.0}}]
+set_weights: {{project: 1}}
+views: 3
+replay_scenes: 24
+learning_rate: {learning_rate}
+warmup_steps_from_weights: 5
+ema_decay: 0.95
+held_back: 2
+seed: 1
+""")
+    return path
+
+
+@pytest.mark.slow
+def test_the_incumbent_itself_is_no_challenger_and_a_second_call_asks_nothing(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_snapshot(tmp_path / "run")
+    (run / "challenger").symlink_to(small_base)
+    said = gate(small_base, run, threads=1)
+    assert said == json.loads((run / "gate.json").read_text())
+    assert not said["promote"]
+    assert said["held_out"]["difference"] == said["replay"]["difference"] == 0
+    assert said["replay"]["objects"] > 3 * GATE_SCENES
+    assert set(said["labels"]) == {"kind 1", "kind 2"}
+    monkeypatch.setattr(gate_module, "Segmenter", None)
+    assert gate(small_base, run, threads=1) == said
+
+
+@pytest.mark.slow
+def test_a_tampered_challenger_is_refused(small_base: Path, tmp_path: Path) -> None:
+    run = write_snapshot(tmp_path / "run")
+    shutil.copytree(small_base, run / "challenger")
+    (run / "challenger" / "decoder.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError):
+        gate(small_base, run)
+    assert not (run / "gate.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everywhere", [False, True], ids=["training tasks", "every task"])
+@pytest.mark.parametrize("kind", list(SABOTAGE))
+def test_sabotage_is_never_promoted(
+    small_base: Path, tmp_path: Path, kind: str, everywhere: bool
+) -> None:
+    spoil = SABOTAGE[kind]
+    run = write_snapshot(
+        tmp_path / "run",
+        train=12,
+        held_out=6,
+        spoil_train=spoil,
+        spoil_held_out=spoil if everywhere else None,
+    )
+    plan = recipe(tmp_path / "recipe.yaml", steps=40)
+    if kind == "empty":
+        with pytest.raises(RunError, match="no annotated region"):
+            train(plan, run, small_base)
+        return
+    train(plan, run, small_base)
+    said = gate(small_base, run, threads=1)
+    assert not said["promote"], said["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_not_promoted(small_base: Path, tmp_path: Path) -> None:
+    run = write_snapshot(tmp_path / "run", train=12, held_out=6)
+    try:
+        train(recipe(tmp_path / "recipe.yaml", steps=15, learning_rate=10.0), run, small_base)
+    except RunError:
+        assert not (run / "challenger").exists()
+        return
+    assert not gate(small_base, run, threads=1)["promote"]
+
+
+def test_the_replay_set_is_the_same_for_ever() -> None:
+    scene = replay_scene(3, 64)
+    again = replay_scene(3, 64)
+    assert np.array_equal(scene.image, again.image)
+    assert np.array_equal(scene.masks, again.masks)
+
+
+def test_half_of_the_replay_set_is_painted_with_the_projects_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[int, int] = {}
+
+    def scene(number: int, size: int, photos: list[np.ndarray]) -> SimpleNamespace:
+        given[number] = len(photos)
+        return SimpleNamespace(image=np.zeros((size, size, 3), np.uint8), masks=np.zeros((0, 1, 1)))
+
+    monkeypatch.setattr(gate_module, "replay_scene", scene)
+    answerer = SimpleNamespace(
+        manifest=SimpleNamespace(input_size=64), embed=lambda image: None, segment=None
+    )
+    photo = np.zeros((64, 64, 3), np.uint8)
+    assert replay_rows(answerer, [photo], tmp_path / "rows.jsonl") == []
+    assert list(given) == list(range(GATE_SCENES))
+    assert sum(given.values()) == GATE_SCENES // 2
