@@ -15,12 +15,16 @@ from backend.metrics import Metrics
 from backend.routes import ROUTES, Route, Routes
 from backend.service import Service
 from backend.settings import Settings
+from backend.status_page import STATUS_NAMES, STATUS_ROUTES, StatusPage
 from backend.training_routes import TRAINING_ROUTES, TrainingRoutes
 from edgesam_core.errors import EdgeSamError, Superseded
 
 logger = logging.getLogger(__name__)
 
-_QUIET_ROUTES = frozenset({"health", "ready", "metrics"})
+_QUIET_ROUTES = frozenset(
+    {"health", "ready", "metrics", "status", "status_of_project", "status_picture"}
+)
+"""Asked again every few seconds."""
 _RETRY_AFTER_S = 2
 
 _SENTENCES = {
@@ -69,6 +73,7 @@ def _register(app: Flask, service: Service) -> None:
         service.second_look,
         service.metrics,
         service.training,
+        service.effort,
         settings,
     )
     training_routes = TrainingRoutes(
@@ -76,6 +81,10 @@ def _register(app: Flask, service: Service) -> None:
     )
     views: list[tuple[Route, object]] = [(route, routes) for route in ROUTES]
     views += [(route, training_routes) for route in TRAINING_ROUTES]
+    status_page = StatusPage(
+        service.training, service.versions, training_routes, service.effort, settings
+    )
+    views += [(route, status_page) for route in STATUS_ROUTES]
     for route, holder in views:
         app.add_url_rule(
             settings.auth.url_prefix + route.path,
@@ -109,10 +118,10 @@ def _register(app: Flask, service: Service) -> None:
 
     @app.errorhandler(Exception)
     def answer_error(exc: Exception) -> Response:
-        return _answer_error(exc, service.metrics)
+        return _answer_error(exc, service.metrics, status_page)
 
 
-def _answer_error(exc: Exception, metrics: Metrics) -> Response:
+def _answer_error(exc: Exception, metrics: Metrics, status_page: StatusPage) -> Response:
     """Any exception as a sentence, a code and the request's id; details go to the log."""
     headers: dict[str, str] = {}
     if isinstance(exc, HTTPException):
@@ -135,5 +144,7 @@ def _answer_error(exc: Exception, metrics: Metrics) -> Response:
     if status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     metrics.errors.labels(code).inc()
+    if request.endpoint in STATUS_NAMES:
+        return status_page.refused(status, sentence, headers)
     body = {"error": sentence, "code": code, "request_id": logs.current().request_id}
     return Response(json.dumps(body), status, headers, mimetype="application/json")

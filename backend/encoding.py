@@ -28,6 +28,9 @@ from edgesam_core.image import read_image
 from edgesam_core.second_look import cut
 from edgesam_core.segmenter import Segmenter
 
+_WORKERS_S = 60.0  # for which an image that nobody waits for is left to the workers
+_LOOK_AGAIN_S = 0.5
+
 Ahead = Literal["warm", "encoded", "queued"]
 """It was encoded already; was encoded here; a worker will see to it."""
 
@@ -130,6 +133,20 @@ class Encoding:
         if self._jobs.prefetch(image.request, key=image.key):
             return "queued"
         return "encoded" if self._embeddings.encode_ahead(image.key, image.encode) else "warm"
+
+    def unhurried(self, request: EncodeRequest) -> Embedding:
+        """The embedding of an image that nobody waits for; if it is not kept, clicks go first.
+
+        Raises:
+            EdgeSamError: As `ahead`.
+        """
+        segmenter = self._models.version(request.version).segmenter()
+        is_queued = self.ahead(request) == "queued"
+        image = self._fetch(segmenter, request)
+        deadline = time.monotonic() + _WORKERS_S
+        while is_queued and not self._embeddings.has(image.key) and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_S)
+        return self._embeddings.get_or_encode(image.key, image.encode)[0]
 
     def job(self, request: EncodeRequest) -> Outcome:
         """Encode an image into the shared store; "hit" where it lies there already.

@@ -124,6 +124,14 @@ class LabelConfig:
             "Point the smart tool's toName at the image."
         )
 
+    def is_question(self, shape: str, from_name: str) -> bool:
+        """Whether a stored region only asked for a mask, and is none: a box of a smart tool.
+
+        Not where the project's objects are boxes.
+        """
+        holds_masks = any(control.shape != "rectangle" for control in self.controls)
+        return shape == "rectangle" and from_name in self.smart_tools and holds_masks
+
     def outputs(
         self, to_name: str, labels: tuple[str, ...], *, every_kind: bool = False
     ) -> list[Output]:

@@ -7,10 +7,13 @@ Every label has a small fixed set of values; no id, address or label of a projec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 
 from backend import logs
 
@@ -27,6 +30,57 @@ SECOND_LOOK_OUTCOMES = ("used", "late", "left")
 """Answered on the crop; the crop was not encoded yet; the mask reached the crop's border."""
 
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 100)
+
+
+MOST_VERSIONS = 50
+"""Of the effort meter, those with most regions; the others are not shown."""
+
+
+class EffortTotal(Protocol):
+    """Sums over the regions of one version (effort.py)."""
+
+    regions: int
+    prompts: int
+    untouched: int
+    iou_sum: float
+    iou_count: int
+
+
+class _EffortCollector(Collector):
+    """The effort meter, whose counts lie on the disk: every process shows the same.
+
+    Gauges, since an annotation that is deleted is not counted any more.
+    """
+
+    def __init__(self, versions: Callable[[], Mapping[str, EffortTotal]]) -> None:
+        self._versions = versions
+
+    def collect(self) -> Iterable[Metric]:
+        regions = GaugeMetricFamily(
+            "edgesam_effort_regions",
+            "Regions in submitted annotations, by the version that suggested them, or by_hand.",
+            labels=["version"],
+        )
+        prompts = GaugeMetricFamily(
+            "edgesam_effort_prompts", "Clicks and boxes drawn for those.", labels=["version"]
+        )
+        untouched = GaugeMetricFamily(
+            "edgesam_effort_untouched_regions",
+            "Those that were submitted as suggested.",
+            labels=["version"],
+        )
+        iou = SummaryMetricFamily(
+            "edgesam_effort_iou",
+            "IoU of suggestion and submitted mask, where both are known.",
+            labels=["version"],
+        )
+        totals = sorted(self._versions().items(), key=lambda item: -item[1].regions)
+        for version, total in totals[:MOST_VERSIONS]:
+            regions.add_metric([version], total.regions)
+            prompts.add_metric([version], total.prompts)
+            untouched.add_metric([version], total.untouched)
+            iou.add_metric([version], total.iou_count, total.iou_sum)
+        return regions, prompts, untouched, iou
 
 
 class Metrics:
@@ -108,6 +162,10 @@ class Metrics:
         self.stages.labels(name).observe(seconds)
         stage_ms = logs.current().stage_ms
         stage_ms[name] = stage_ms.get(name, 0.0) + seconds * 1000
+
+    def show_effort(self, versions: Callable[[], Mapping[str, EffortTotal]]) -> None:
+        """Show what annotators' work comes to, per version; asked for whenever somebody looks."""
+        self.registry.register(_EffortCollector(versions))
 
     def text(self) -> bytes:
         """Everything in Prometheus' text form."""

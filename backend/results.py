@@ -17,7 +17,7 @@ import hashlib
 import json
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from edgesam_core.windowed_mask import WindowedMask
 
 _ID_ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH = 10  # as long as the page's own ids
+_OUTLINE_KEYS = ("points", "x", "y", "width", "height", "rotation")
 _LEAST_RLE_BYTES = 100_000  # one run in each row of 10000x10000 pixels takes 88000
 
 
@@ -165,15 +166,20 @@ def mask_hash(mask: WindowedMask) -> str:
     return hashlib.sha256(numbers.astype("<i4").tobytes()).hexdigest()[:16]
 
 
+def outline_hash(value: Mapping[str, Any]) -> str:
+    """A short hash of the numbers of a polygon or rectangle, whatever it is called.
+
+    Rounded, since the page computes in its own floats: 1e-3 % is 0.04 px at 4000 px.
+    """
+    numbers = {k: np.round(value[k], 3).tolist() for k in _OUTLINE_KEYS if k in value}
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _story(suggested: Suggested, shape: Shape, value: dict[str, Any]) -> dict[str, Any]:
     """What ``meta.edgesam`` keeps: enough to replay the click and to see whether it was edited."""
     prompt = suggested.prompt
-    if shape in ("brush", "bitmask"):
-        shape_hash = mask_hash(suggested.mask)
-    else:  # rounded, since the page computes in its own floats: 1e-3 % is 0.04 px at 4000 px
-        numbers = {k: np.round(v, 3).tolist() for k, v in value.items() if k != "closed"}
-        text = json.dumps(numbers, sort_keys=True)
-        shape_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+    has_pixels = shape in ("brush", "bitmask")
+    shape_hash = mask_hash(suggested.mask) if has_pixels else outline_hash(value)
     drawn: dict[str, Any] = {
         "points": np.round(prompt.point_coords.astype(np.float64), 2).tolist(),
         "labels": prompt.point_labels.astype(int).tolist(),

@@ -19,6 +19,7 @@ from flask import Response, request
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from backend import auth
+from backend.effort import Effort
 from backend.engine import Engine
 from backend.events import Events
 from backend.label_config import parse_label_config
@@ -111,6 +112,7 @@ class Routes:
         second_look: SecondLook,
         metrics: Metrics,
         training: Training,
+        effort: Effort,
         settings: Settings,
     ) -> None:
         """Take the parts of a running backend (app.py)."""
@@ -118,6 +120,7 @@ class Routes:
         self._metrics = metrics
         self._settings = settings
         self._training = training
+        self._effort = effort
         self._backend = EdgeSAMBackend(engine=engine, training=training)
         self._prefetch = prefetch
         self._second_look = second_look
@@ -134,6 +137,7 @@ class Routes:
                 "model": manifest.name,
                 "model_version": manifest.version,
                 "licence": manifest.licence,
+                "status_page": "training",
             }
         )
 
@@ -188,6 +192,7 @@ class Routes:
         if started:
             return _json({"status": "ok", "action": action, **started})
         self._look_ahead(action, body)
+        self._effort.webhook(action, body)
         return _json({"status": "ignored", "action": action if isinstance(action, str) else None})
 
     def _look_ahead(self, action: object, body: Mapping[str, Any]) -> None:

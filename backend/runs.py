@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from backend.run_state import (
     STATE,
@@ -31,6 +32,8 @@ from backend.run_state import (
     write_state,
 )
 from edgesam_core.errors import NoSuchRun, TrainingUnavailable
+
+Doing = Literal["queued", "running", "interrupted", "done"]
 
 _JOB = re.compile(r"(\d{1,18})-\d{8}T\d{12}")
 _LOOK_S = 1.0  # for which a lock is tried again: a look at it holds it for an instant, too
@@ -168,6 +171,14 @@ class Runs:
             return not _try_lock(lock, fcntl.LOCK_SH)
         finally:
             os.close(lock)
+
+    def doing(self, run: RunState) -> Doing:
+        """What a run is doing at this moment; interrupted: it was begun, and nobody goes on."""
+        if run.is_done:
+            return "done"
+        if not run.started_at:
+            return "queued"
+        return "running" if self.is_carried_out(run.job) else "interrupted"
 
     def cancel(self, job: str) -> RunState:
         """Ask for the end of a run; one that nobody carries out ends here.

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from backend.directory_store import DirectoryStore
+from backend.effort import Effort
+from backend.effort_replay import Replay
+from backend.effort_rows import EffortRows
 from backend.embeddings import EmbeddingStore
 from backend.encoding import Encoding
 from backend.engine import Engine
@@ -48,6 +51,7 @@ class Service:
     versions: Versions = field(init=False)
     training: Training = field(init=False)
     swaps: Swaps = field(init=False)
+    effort: Effort = field(init=False)
 
     def __post_init__(self) -> None:
         """Build everything; nothing is loaded or fetched yet."""
@@ -106,6 +110,12 @@ class Service:
             settings.prefetch,
             self.metrics,
         )
+        self.effort = Effort(
+            EffortRows(settings.versions.data_dir),
+            Replay(self.models, self.encoding, settings.results).iou,
+            max_pixels=settings.images.max_pixels,
+        )
+        self.metrics.show_effort(self.effort.versions)
 
     def start(self) -> None:
         """Load the model, watch for promotions and for runs that nobody carries out.

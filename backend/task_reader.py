@@ -117,9 +117,7 @@ class TaskReader:
         Raises:
             PromptError: It is one.
         """
-        holds_masks = any(control.shape != "rectangle" for control in self._config.controls)
-        is_smart = region.from_name in self._config.smart_tools
-        if region.shape == "rectangle" and is_smart and holds_masks:
+        if self._config.is_question(region.shape, region.from_name):
             raise PromptError(
                 "A rectangle of the smart tool asks for a mask and is none. Delete it if it was "
                 "left over."

@@ -96,7 +96,7 @@ class TrainingRoutes:
         """
         named = read_json() if request.method == "POST" else request.args
         project_id = project_id_of(named.get("project"))
-        answer: Answer = {"versions": self._servable(project_id)}
+        answer: Answer = {"versions": self.servable(project_id)}
         if project_id is not None:
             answer["current"] = self._versions.current(project_id) or self._model.version
             answer["history"] = [asdict(change) for change in self._versions.history(project_id)]
@@ -106,12 +106,7 @@ class TrainingRoutes:
         """Serve a project another version, whatever the gate said of it."""
         auth.check_guarded(request, self._settings.auth)
         project_id = _project_of(read_json())
-        if version not in self._servable(None):
-            raise NoSuchVersion
-        if version == self._model.version and version not in self._versions.of(None):
-            folder = self._settings.model.folder()
-            self._versions.add(project_id, folder, "the server's own model")
-        self._versions.promote(project_id, version, "by hand")
+        self.serve(project_id, version)
         return {"project": project_id, "version": version}
 
     def rollback(self) -> Answer:
@@ -155,18 +150,31 @@ class TrainingRoutes:
             "model_version": current or self._model.version,
         }
 
-    def _servable(self, project_id: int | None) -> list[str]:
+    @property
+    def own_version(self) -> str:
+        """Of the model that the server was started with."""
+        return self._model.version
+
+    def servable(self, project_id: int | None) -> list[str]:
+        """Versions that a project can be served, or any where none is named; the newest last."""
         return list(dict.fromkeys([self._model.version, *self._versions.of(project_id)]))
+
+    def serve(self, project_id: int, version: str) -> None:
+        """Serve a project another version, because somebody wants it.
+
+        Raises:
+            NoSuchVersion: There is none.
+        """
+        if version not in self.servable(None):
+            raise NoSuchVersion
+        if version == self._model.version and version not in self._versions.of(None):
+            folder = self._settings.model.folder()
+            self._versions.add(project_id, folder, "the server's own model")
+        self._versions.promote(project_id, version, "by hand")
 
     def _described(self, run: RunState) -> Answer:
         """A run as an answer: what is kept of it, and what it is doing now."""
-        if run.is_done:
-            state = "done"
-        elif self._runs.is_carried_out(run.job):
-            state = "running" if run.started_at else "queued"
-        else:
-            state = "interrupted" if run.started_at else "queued"
-        return {**asdict(run), "state": state}
+        return {**asdict(run), "state": self._runs.doing(run)}
 
 
 def _project_of(body: Mapping[str, Any]) -> int:

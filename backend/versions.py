@@ -112,6 +112,13 @@ class Versions:
         added = [c.version for c in self.history(project_id) if c.event in ("added", "promoted")]
         return list(dict.fromkeys(added))
 
+    def projects(self) -> list[int]:
+        """Projects that a version was trained for or that were served one."""
+        if self._folder is None:
+            return []
+        folders = (self._folder / "projects").glob("*/history.jsonl")
+        return sorted(int(path.parent.name) for path in folders if path.parent.name.isdecimal())
+
     def history(self, project_id: int) -> list[Change]:
         """What happened to a project's model, oldest first; a torn line is passed over."""
         if self._folder is None:
