@@ -21,11 +21,11 @@ export HOST PORT MODEL
 # 23 s with both and 35 s with the first. Where glibc is older or absent nothing happens.
 KEEP = mmap_threshold=33554432:glibc.malloc.trim_threshold=1000000000:glibc.malloc.top_pad=67108864
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.$(KEEP)
-train trainer test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
+train trainer demo-train test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-train setup-label-studio serve worker trainer train test test-quick check format bench \
-	soak audit python
+	soak demo-train audit python
 
 help: ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,6 +72,9 @@ bench: .venv-dev/ready ## measure every stage beside its peer; the last line is 
 
 soak: .venv-dev/ready ## many annotators at once, 10 minutes or 10,000 clicks; OPTIONS="--minutes 1"
 	$(DEV)/python -m bench.soak $(OPTIONS)
+
+demo-train: .venv-dev/ready .venv-label-studio/ready ## label 60 tasks in Label Studio itself, train on them, click again: 15 minutes
+	$(DEV)/python -m bench.demo_train $(OPTIONS)
 
 audit: .venv-dev/ready ## ask an advisory service about every pinned version; a skipped one fails
 	$(DEV)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
