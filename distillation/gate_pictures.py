@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distillation.click_rounds import ask, click_prompt
+from distillation.gate_verdict import Row
 from distillation.instances import AnnotatedImage
 from distillation.metrics import mask_iou
 from distillation.prompt_points import PROTOCOLS
@@ -17,9 +17,6 @@ from distillation.sheets import Sample, draw_sheet
 from edgesam_core.arrays import ImageRGB, Mask
 from edgesam_core.decode import Prompt
 from edgesam_core.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from distillation.gate import Row
 
 SHOWN = 4
 """Best and worst changes, so many each."""

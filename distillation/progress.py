@@ -1,6 +1,7 @@
 """How far a run is, for the person who waits: a bar or a line now and then, and curves.
 
-On a terminal a bar with the time that is left; elsewhere one line every fifty steps.
+On a terminal a bar with the time that is left; elsewhere one line every fifty steps, of a short run
+twenty in all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 ROW_EVERY = 50
-"""Steps between two rows of the log."""
+"""Steps between two rows of the log, at most."""
+
+FEWEST_ROWS = 20
+"""A run too short for so many has its rows closer together."""
 
 NOT_DRAWN = frozenset({"step", "steps_per_s", "eta_min"})
 
@@ -35,6 +39,7 @@ class Progress:
             quiet: Show nothing: another process does.
         """
         self._first_step, self._steps, self._quiet = first_step, steps, quiet
+        self._row_every = max(1, min(ROW_EVERY, steps // FEWEST_ROWS))
         self._started = time.monotonic()
         shown = not quiet and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not shown)
@@ -42,7 +47,7 @@ class Progress:
     def step(self, step: int, meters: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         """One step more; the row for the log when it is time for one."""
         self._bar.update()
-        if step % ROW_EVERY and step != self._steps:
+        if step % self._row_every and step != self._steps:
             return None
         values = {name: round(meters[name].item(), 4) for name in sorted(meters)}
         self._bar.set_postfix(values, refresh=False)

@@ -7,7 +7,7 @@ every stage, ``RUN/challenger`` a bundle. The same command goes on where it was 
 with 0 only when the challenger is there.
 
 It is stage 2 (prompt_stage.py) with two differences. The trunk is frozen, so that each view of an
-image needs it once (project_data.py), and neck, prompt encoder and mask decoder learn. And beside
+image needs it once (feature_cache.py), and neck, prompt encoder and mask decoder learn. And beside
 the annotators' masks there are two reminders of what the base model could do: drawn scenes, and
 prompts outside everything annotated, which the frozen base answers.
 """
@@ -23,7 +23,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,28 +30,20 @@ import numpy as np
 import torch
 
 from distillation.batches import Batch
+from distillation.challenger import export_challenger
 from distillation.command import add_threads, run_command
 from distillation.configs import load_recipe
 from distillation.engine import Stage, fit, seed_step
-from distillation.project_data import (
-    FeatureCache,
-    ProjectBatch,
-    ProjectScenes,
-    ProjectSet,
-    ProjectStageConfig,
-    load_project_set,
-    read_images,
-)
+from distillation.feature_cache import FeatureCache
+from distillation.project_batches import ProjectBatch, ProjectScenes, ProjectStageConfig
+from distillation.project_set import ProjectSet, load_project_set, read_images
+from distillation.project_teacher import ProjectTeacher, embed_features
 from distillation.prompt_stage import PromptStage
-from distillation.run_folder import WEIGHTS, open_run, write_whole
-from distillation.teachers import Answer, NetworkTeacher, Prompts
+from distillation.run_folder import open_run, write_whole
 from edgesam_core.bundle import Bundle
 from edgesam_core.errors import RunError
-from edgesam_core.export.write_bundle import write_bundle
-from edgesam_core.nn.checkpoint import read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.family import read_model
-from edgesam_core.nn.granularity import is_granularity_key
 
 logger = logging.getLogger(__name__)
 
@@ -63,63 +54,6 @@ FEWEST_STEPS = 20
 """Fewer are not worth a challenger; a smaller budget is refused."""
 
 PLAN = "plan.json"
-
-
-class ProjectTeacher(torch.nn.Module):
-    """The annotators, and the frozen base model where they said nothing."""
-
-    def __init__(self, base: EdgeSam) -> None:
-        """Freeze the base.
-
-        Args:
-            base: Its parameters are frozen in place.
-        """
-        super().__init__()
-        self.base = NetworkTeacher(base, name="base", input_size=base.input_size or 0)
-
-    def look(self, batch: Batch) -> _ProjectLook:
-        """Embed the images again as the base does, if anything is to be asked of it."""
-        asked = cast("ProjectBatch", batch)
-        prompts_per_image = batch.points.shape[1]
-        rows = asked.from_base.flatten().nonzero()[:, 0]
-        embedding = None
-        if len(rows):
-            with torch.no_grad():
-                of_images = embed_features(cast("EdgeSam", self.base.network), asked)
-            embedding = of_images[rows // prompts_per_image]
-        targets = batch.targets.flatten(0, 1)[:, None].float() / 255
-        return _ProjectLook(self.base.network, targets, rows, embedding)
-
-
-@dataclass(frozen=True)
-class _ProjectLook:
-    base: Any
-    targets: torch.Tensor
-    """[B, 1, S/4, S/4]."""
-    rows: torch.Tensor
-    """Which of the B prompts the base answers."""
-    embedding: torch.Tensor | None
-    """[len(rows), 256, S/16, S/16]."""
-
-    @torch.no_grad()
-    def answer(self, prompts: Prompts) -> Answer:
-        """The annotators' masks; the base's mask 0 elsewhere."""
-        compared = torch.zeros(len(self.targets), dtype=torch.int64, device=self.targets.device)
-        if self.embedding is None:
-            return Answer(self.targets, compared, None)
-        asked = {k: v[self.rows] for k, v in vars(prompts).items() if v is not None}
-        asked.pop("mask_input", None)  # the student's own, which the base did not answer
-        logits, _ = self.base.decode(self.embedding, **asked, num_multimask_outputs=1)
-        targets = self.targets.clone()
-        targets[self.rows] = (logits > 0).to(targets.dtype)
-        return Answer(targets, compared, None)
-
-
-def embed_features(student: EdgeSam, batch: ProjectBatch) -> torch.Tensor:
-    """What follows the trunk: [I, 256, S/16, S/16]."""
-    device = next(student.parameters()).device
-    stage2, stage3 = (x.to(device).float() for x in (batch.stage2, batch.stage3))
-    return student.image_encoder.embed(stage2, stage3)
 
 
 class ProjectStage(PromptStage):
@@ -234,46 +168,6 @@ def seconds_per_step(stage: ProjectStage) -> float:
         taken.append(time.process_time() - started)
     stage.zero_grad(set_to_none=True)
     return float(np.median(taken))
-
-
-def export_challenger(base: Path, run: Path, train_set: ProjectSet, steps: int) -> None:
-    """The averaged weights as a bundle that is run as its base is.
-
-    Raises:
-        RunError: The weights are not finite.
-        BundleError: The graphs answer otherwise than PyTorch.
-    """
-    manifest = Bundle.open(base).manifest
-    weights = read_checkpoint(run / "training" / WEIGHTS)
-    if not all(bool(t.isfinite().all()) for t in weights.values() if t.is_floating_point()):
-        raise RunError(
-            "The training diverged: its weights are no longer numbers. The model that serves stays."
-        )
-    base_weights = read_checkpoint(base / "weights.safetensors")
-    weights |= {key: t for key, t in base_weights.items() if is_granularity_key(key)}
-    write_bundle(
-        weights,
-        run / "challenger",
-        name=manifest.name,
-        input_size=manifest.input_size,
-        upsample="bilinear" if manifest.upsample == "bilinear" else "bicubic",
-        draws_prompts=manifest.draws_prompts,
-        refines_with_mask_input=manifest.refines_with_mask_input,
-        trusts_iou_prediction=manifest.trusts_iou_prediction,
-        licence=manifest.licence,
-        origin=_origin(manifest.name, manifest.version, run / "snapshot", train_set, steps),
-        overwrite=True,
-    )
-
-
-def _origin(name: str, version: str, snapshot: Path, train_set: ProjectSet, steps: int) -> str:
-    """Where a challenger comes from, as a sentence."""
-    said = json.loads((snapshot / "snapshot.json").read_text())
-    return (
-        f"Trained from {name} {version} in {steps} steps on {train_set.region_count} regions of "
-        f"{len(set(train_set.task_of.values()))} tasks of project {said.get('project')}, as in its "
-        f"snapshot {str(said.get('hash'))[:12]}."
-    )
 
 
 def train(

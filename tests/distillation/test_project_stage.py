@@ -6,36 +6,27 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillation import project_data, project_stage
+from distillation import project_batches, project_stage
+from distillation.challenger import export_challenger
 from distillation.configs import Phase, load_recipe
 from distillation.engine import fit
 from distillation.network_input import normalise
-from distillation.project_data import (
-    GATE_SCENES,
-    ProjectStageConfig,
-    honoured_prompts,
-    honours,
-    load_project_set,
-    look_through,
-    read_images,
-    seen_through,
-    view_of,
-)
-from distillation.project_stage import ProjectStage, export_challenger, plan_steps
+from distillation.project_batches import ProjectStageConfig
+from distillation.project_set import load_project_set
+from distillation.project_stage import ProjectStage, plan_steps
 from distillation.prompt_stage import first_prompts
+from distillation.replay import GATE_SCENES
 from distillation.run_folder import load_checkpoint
 from edgesam_core.bundle import Bundle, write_manifest
-from edgesam_core.decode import Prompt
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import official_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
 from tests import parts
-from tests.distillation.snapshots import SABOTAGE, empty, write_snapshot
+from tests.distillation.snapshots import empty, write_snapshot
 
 SIZE = 64
 
@@ -84,90 +75,6 @@ def stage(config: ProjectStageConfig, base: Path, snapshot: Path, tmp_path: Path
     return ProjectStage(config, base, snapshot, tmp_path / "features")
 
 
-# --- what a snapshot holds ---
-
-
-def test_labels_tasks_and_stored_prompts_are_read(snapshot: Path) -> None:
-    project = load_project_set(snapshot / "train.json", snapshot / "images")
-    assert project.region_count == 12
-    assert set(project.label_of.values()) == {"kind 1", "kind 2"}
-    assert project.task_of[1] == 1001
-    assert 0 < len(project.stored) < 12
-    assert all(prompt.point_labels.tolist() == [1] for prompt in project.stored.values())
-
-
-@pytest.mark.parametrize(
-    "story",
-    [None, {}, {"prompt": None}, {"prompt": {"points": [[1]]}}, {"prompt": {"labels": [1]}}],
-)
-def test_a_story_without_a_usable_prompt_is_no_prompt(story: object) -> None:
-    assert project_data._stored_prompt(story) is None
-
-
-@pytest.mark.parametrize("kind", ["honest", "exchanged", "shifted", "full"])
-def test_masks_that_do_not_belong_to_their_prompts_are_told_from_honest_ones(
-    tmp_path: Path, kind: str
-) -> None:
-    run = write_snapshot(tmp_path / "run", train=12, spoil_train=SABOTAGE.get(kind), boxes=True)
-    folder = run / "snapshot"
-    honoured, looked_at = honoured_prompts(
-        load_project_set(folder / "train.json", folder / "images")
-    )
-    assert looked_at > 10
-    assert honoured == looked_at if kind == "honest" else honoured < 0.6 * looked_at
-
-
-@pytest.mark.parametrize(
-    ("prompt", "fits"),
-    [
-        pytest.param(Prompt.from_clicks([(30, 30, 1)]), True, id="click inside"),
-        pytest.param(Prompt.from_clicks([(18.5, 30, 1)]), True, id="click beside the edge"),
-        pytest.param(Prompt.from_clicks([(60, 30, 1)]), False, id="click elsewhere"),
-        pytest.param(Prompt.from_clicks([(30, 30, 1), (60, 30, 0)]), True, id="negative outside"),
-        pytest.param(Prompt.from_clicks([(25, 30, 1), (30, 30, 0)]), False, id="negative inside"),
-        pytest.param(Prompt(box_xyxy=np.float32([15, 15, 45, 40])), True, id="loose box"),
-        pytest.param(Prompt(box_xyxy=np.float32([50, 50, 70, 70])), False, id="box elsewhere"),
-        pytest.param(Prompt(box_xyxy=np.float32([25, 25, 28, 28])), False, id="box of a part"),
-    ],
-)
-def test_a_mask_fits_its_prompt_or_not(prompt: Prompt, fits: bool) -> None:
-    mask = np.zeros((80, 80), np.bool_)
-    mask[20:40, 20:40] = True
-    assert honours(mask, prompt) == fits
-    assert not honours(np.zeros_like(mask), prompt)
-
-
-# --- views ---
-
-
-@pytest.mark.parametrize("number", range(5))
-def test_image_mask_and_stored_prompt_go_through_a_view_together(
-    snapshot: Path, number: int
-) -> None:
-    project = load_project_set(snapshot / "train.json", snapshot / "images")
-    hits = 0
-    for image in read_images(project, max_side=640):
-        view = view_of(image, number, SIZE, seed=0)
-        pixels = look_through(view, image.image, SIZE)
-        for rle, stored in zip(image.coco_rles, image.stored, strict=True):
-            mask = look_through(view, project_data.coco_mask.decode(rle) * 255, SIZE) > 254
-            assert (pixels[mask][:, 0] > 190).all()  # the discs are red, the ground is grey
-            theirs = None if stored is None else seen_through(view, stored, SIZE)
-            if theirs is not None and mask.any():
-                column, row = np.minimum(theirs.point_coords[0].astype(int), SIZE - 1)
-                hits += bool(mask[row, column])
-                assert mask[row, column]
-    assert hits
-
-
-def test_the_first_view_is_what_is_served(snapshot: Path) -> None:
-    project = load_project_set(snapshot / "train.json", snapshot / "images")
-    image = read_images(project, max_side=640)[0]
-    pixels = look_through(view_of(image, 0, SIZE, seed=0), image.image, SIZE)
-    assert pixels[SIZE * 90 // 120 + 2 :].max() == 0  # padding below, as letter-boxed
-    assert pixels[: SIZE * 90 // 120 - 2].min() > 0
-
-
 # --- batches ---
 
 
@@ -188,9 +95,9 @@ def test_the_scenes_of_the_gate_are_never_trained_on(
     stage: ProjectStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    real = project_data.replay_scene
+    real = project_batches.replay_scene
     monkeypatch.setattr(
-        project_data, "replay_scene", lambda n, size: drawn.append(n) or real(n, size)
+        project_batches, "replay_scene", lambda n, size: drawn.append(n) or real(n, size)
     )
     for step in range(12):
         stage.project_scenes.draw_step(step)
