@@ -12,8 +12,8 @@ measured in a few words, and any of
     note        anything else worth a glance
 
 and may have more keys, which appear in the JSON only. Milliseconds are reported and ratios judged.
-A ratio over its goal is MISSED, and says so in the table. One that is over twice its goal is a
-REGRESSION: with one of these the exit status is 1, else 0.
+A ratio over its goal is MISSED, and says so in the table. One that is over twice its goal, or over
+1.0 (slower than the peer), is a REGRESSION: with one of these the exit status is 1, else 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ratio_of(row: Row) -> float | None:
 
 def regression_limit(goal: float) -> float:
     """The ratio from which on a missed goal ends the benchmark with status 1."""
-    return 2 * goal
+    return min(2 * goal, 1.0)
 
 
 def verdict(row: Row) -> Verdict:

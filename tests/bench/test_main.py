@@ -28,7 +28,7 @@ def row(ratio: float, goal: float | None) -> dict[str, Any]:
     [
         pytest.param(0.62, 0.62, "", 0, id="met"),
         pytest.param(0.73, 0.62, "MISSED", 0, id="missed"),
-        pytest.param(1.25, 0.62, "REGRESSION", 1, id="slower than the peer"),
+        pytest.param(1.01, 0.62, "REGRESSION", 1, id="slower than the peer"),
         pytest.param(0.25, 0.125, "MISSED", 0, id="twice the goal"),
         pytest.param(0.26, 0.125, "REGRESSION", 1, id="over twice the goal"),
         pytest.param(7.0, None, "", 0, id="no goal"),
