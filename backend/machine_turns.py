@@ -11,6 +11,7 @@ precomputing at low priority that held a turn would make clicks wait at that pri
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -18,11 +19,6 @@ import time
 from pathlib import Path
 
 from backend.logs import Complaints
-
-try:
-    import fcntl
-except ImportError:  # Windows; gunicorn does not run there either
-    fcntl = None  # type: ignore[assignment]
 
 _POLL_S = 0.01
 
@@ -42,9 +38,7 @@ class MachineTurns:
             at_once: How many may encode side by side.
         """
         # A folder may be shared by machines, and their processors are not.
-        self._paths = [
-            folder / f"encode-{_machine()}-{n}.lock" for n in range(at_once) if folder and fcntl
-        ]
+        self._paths = [folder / f"encode-{_machine()}-{n}.lock" for n in range(at_once) if folder]
         self._held: list[int | None] = []
         self._complaints = Complaints(logging.getLogger(__name__))
 
