@@ -126,6 +126,11 @@ class Service:
         self.swaps.start()
         self.training.start()
 
+    def stop(self) -> None:
+        """Watch no more; who still asks is answered."""
+        self.swaps.stop()
+        self.training.stop()
+
     @classmethod
     def that_only_encodes(cls, settings: Settings) -> Service:
         """One for a worker or a night's precomputing: it encodes itself, for the shared store.

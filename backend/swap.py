@@ -10,13 +10,12 @@ and the old version goes on.
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 
 from backend.logs import Complaints
 from backend.models import Models, opened
 from backend.versions import Versions
+from backend.watch import Watch
 from edgesam_core.errors import BundleError, EdgeSamError
 
 logger = logging.getLogger(__name__)
@@ -40,17 +39,17 @@ class Swaps:
         self._versions = versions
         self._warm = warm
         self._refused: dict[int, str | None] = {}
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._watch = Watch(self.look, every_s=LOOK_S, name="swap")
         self._complaints = Complaints(logger)
 
     def start(self) -> None:
         """Watch from now on; in the process that serves, since a fork has no threads."""
-        with self._lock:
-            if not self._versions.are_kept or (self._thread and self._thread.is_alive()):
-                return
-            self._thread = threading.Thread(target=self._watch, name="swap", daemon=True)
-            self._thread.start()
+        if self._versions.are_kept:
+            self._watch.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._watch.stop()
 
     def look(self) -> None:
         """Bring every project of this process to the version that it should be served."""
@@ -61,11 +60,6 @@ class Swaps:
                 self._complaints.warn(f"Project {project_id} keeps its model: {exc.sentence}")
             except Exception:
                 logger.exception("project %d keeps its model", project_id)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(LOOK_S)
-            self.look()
 
     def _bring(self, project_id: int) -> None:
         wanted = self._versions.current(project_id)

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from backend.model import ModelSettings, ServedModel
 from backend.queues import TRAINERS, TRAINING, QueueSettings, connect, listening
 from backend.run_state import Budget, RunState
 from backend.runs import Runs
+from backend.watch import Watch
 from edgesam_core.errors import EdgeSamError, TrainingUnavailable
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Training:
             self._redis = connect(queues.redis_url, timeout_s=_REDIS_TIMEOUT_S)
         self._started_here: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._watch = Watch(self.look, every_s=LOOK_S, name="training")
         self._complaints = Complaints(logger)
 
     def request(
@@ -162,11 +162,12 @@ class Training:
 
     def start(self) -> None:
         """Look after runs from now on; in the process that serves, since a fork has no threads."""
-        with self._lock:
-            if not self.runs.are_kept or (self._thread and self._thread.is_alive()):
-                return
-            self._thread = threading.Thread(target=self._watch, name="training", daemon=True)
-            self._thread.start()
+        if self.runs.are_kept:
+            self._watch.start()
+
+    def stop(self) -> None:
+        """Look after them no more; what was started goes on."""
+        self._watch.stop()
 
     def look(self) -> None:
         """Start every run anew that is not done and that nobody carries out."""
@@ -180,14 +181,6 @@ class Training:
                     self._launch(run.job, trainer_listens)
             except EdgeSamError as exc:
                 self._complaints.warn(f"{run.job} does not go on: {exc.sentence}")
-
-    def _watch(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception:
-                logger.exception("training runs cannot be looked after")
-            time.sleep(LOOK_S)
 
     def _base_version(self) -> str:
         """Version of the server's own model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,10 @@ PROJECT = 3
 
 
 @pytest.fixture
-def app(make_client: MakeClient, tmp_path: Path) -> Flask:
-    return make_client(versions=VersionSettings(tmp_path / "data")).application
+def app(make_client: MakeClient, tmp_path: Path) -> Iterator[Flask]:
+    app = make_client(versions=VersionSettings(tmp_path / "data")).application
+    yield app
+    service_of(app).stop()
 
 
 @pytest.fixture
@@ -134,9 +137,12 @@ def test_two_processes_of_one_folder_serve_the_same(
     click(app)
     other.models.of(PROJECT)
     service_of(app).versions.promote(PROJECT, larger, "better")
-    for service in (service_of(app), other):
-        service.swaps.start()
-        wait_until(partial(is_served, service, larger), "the new version")
+    try:
+        for service in (service_of(app), other):
+            service.swaps.start()
+            wait_until(partial(is_served, service, larger), "the new version")
+    finally:
+        other.stop()
 
 
 def test_a_worker_encodes_for_versions_that_projects_are_served(app: Flask, larger: str) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,6 +82,7 @@ def serve(ground: Ground) -> Iterator[MakeClient]:
     for run in ground.runs.unfinished():
         ground.runs.cancel(run.job)
     for training in made:
+        training.stop()
         for process in training._started_here.values():
             process.wait(60)
 
@@ -448,15 +448,11 @@ def test_a_request_starts_an_interrupted_run_again(ground: Ground, client: Flask
     assert done(client, waiting.job)["outcome"] == "promoted"
 
 
-def test_the_thread_that_looks_after_runs_is_started_once(ground: Ground) -> None:
-    looked = threading.Event()
-    training = Training(ground.settings, ground.runs, ground.model, QueueSettings())
-    training.look = looked.set  # type: ignore[method-assign]
-    training.start()
-    thread = training._thread
-    training.start()
-    assert training._thread is thread
-    assert looked.wait(20)
+def test_runs_are_looked_after_once_the_server_starts(ground: Ground, client: FlaskClient) -> None:
+    ground.runs.save(replace(ground.request(), stage="training", attempts=1))
+    (waiting,) = ground.runs.unfinished()
+    client.application.extensions["edgesam"].training.start()
+    assert done(client, waiting.job)["outcome"] == "promoted"
 
 
 # --- with Redis ---

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -147,12 +147,15 @@ def test_a_page_of_somebody_elses_can_press_no_button(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_telephone_in_light_and_dark(
-    ground: Ground, server: servers.RunningBackend, chromium: Browser, scheme: str
+    ground: Ground,
+    server: servers.RunningBackend,
+    chromium: Browser,
+    scheme: Literal["light", "dark"],
 ) -> None:
     a_life_of_training(ground)
     context = chromium.new_context(
         viewport={"width": 400, "height": 800},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
     )
     tab = context.new_page()
     for path in ("/training", f"/training/{PROJECT}"):
