@@ -107,8 +107,8 @@ class PromptStageConfig(EngineConfig):
     """Data set folder -> how often it is drawn."""
     teacher: str = "masks"
     """"masks", or the path of a checkpoint of SAM's family (teachers.py)."""
-    teacher_input_size: int = 1024
-    """What a teacher is fed that takes any size (EdgeSAM); SAM and MobileSAM take 1024 only."""
+    teacher_input_size: int | None = None
+    """Of an EdgeSAM, which takes any; None: what its bundle is served at, 1024 for a checkpoint."""
     starts_from_teacher: bool = False
     """Whether prompt encoder and mask decoder begin as the teacher's."""
     trunk: Trunk = "repvit_m1"

@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder of the embeddings; continued if it exists")
     parser.add_argument("--batch", type=int, default=1, help="images encoded at once")
     parser.add_argument(
-        "--input-size", type=int, default=1024, help="for a teacher that takes any size"
+        "--input-size", type=int, help="of an EdgeSAM; otherwise its bundle's, or 1024"
     )
     args = parser.parse_args()
     try:

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distillation.network_input import at_size, normalise
+from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.family import read_model
 from edgesam_core.nn.sam_model import SamModel
 
@@ -172,13 +173,13 @@ class _NetworkLook:
         return Answer(targets, iou_predictions.argmax(dim=1), iou_predictions.float())
 
 
-def load_teacher(source: str, *, input_size: int = 1024) -> MasksTeacher | NetworkTeacher:
+def load_teacher(source: str, *, input_size: int | None = None) -> MasksTeacher | NetworkTeacher:
     """The teacher that a recipe names.
 
     Args:
         source: ``masks``, the path of a checkpoint, or that of a bundle with weights.
-        input_size: T of a checkpoint that takes any size (EdgeSAM). SAM and MobileSAM take 1024
-            only, a bundle the size that it is served at.
+        input_size: T of an EdgeSAM, which takes any size; None: what its bundle is served at, and
+            1024 for a checkpoint. SAM and MobileSAM take 1024 only.
 
     Raises:
         BundleError: It cannot be read, or is no network of SAM's family.
@@ -187,4 +188,7 @@ def load_teacher(source: str, *, input_size: int = 1024) -> MasksTeacher | Netwo
         return MasksTeacher()
     path = Path(source)
     network = read_model(path)
-    return NetworkTeacher(network, name=path.stem, input_size=network.input_size or input_size)
+    own_size = network.input_size or 1024
+    takes_any = isinstance(network, EdgeSam)
+    size = input_size if input_size and takes_any else own_size
+    return NetworkTeacher(network, name=path.stem, input_size=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from edgesam_core.nn.checkpoint import official_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.family import ARCHITECTURES
 from edgesam_core.nn.sam_model import SamModel
+from tests.parts import REPOSITORY
 
 BOXES = Prompts(box_xyxy=torch.tensor([[8.0, 8.0, 24.0, 40.0]]).repeat(4, 1))
 POINTS = Prompts(torch.full((4, 1, 2), 20.0), torch.ones(4, 1))
@@ -166,6 +168,15 @@ def test_a_recipe_names_its_teacher(network: EdgeSam, tmp_path: Path) -> None:
     assert (teacher.name, teacher.input_size) == ("edge_sam_3x", 512)
     with pytest.raises(BundleError, match="no_such"):
         load_teacher(str(tmp_path / "no_such.pth"))
+
+
+def test_a_bundle_teaches_at_the_size_that_it_is_served_at_unless_told_otherwise() -> None:
+    bundle = REPOSITORY / "models" / "default"
+    served_at = json.loads((bundle / "manifest.json").read_text())["input_size"]
+    for asked, fed in ((None, served_at), (256, 256)):
+        teacher = load_teacher(str(bundle), input_size=asked)
+        assert isinstance(teacher, NetworkTeacher)
+        assert teacher.input_size == fed != 1024
 
 
 def test_mobile_sam_teaches_a_small_student_at_its_own_size(tmp_path: Path) -> None:
