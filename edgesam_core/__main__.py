@@ -86,25 +86,31 @@ def segment(options: argparse.Namespace) -> None:
 
 def bundle(options: argparse.Namespace) -> None:
     """Turn a checkpoint into a bundle; needs PyTorch."""
+    said = {"licence": options.licence, "origin": options.origin}
     try:
         from edgesam_core.export.write_bundle import write_bundle
         from edgesam_core.nn.checkpoint import read_checkpoint
-    except ModuleNotFoundError as exc:
+
+        folder = write_bundle(
+            read_checkpoint(options.checkpoint),
+            options.out_dir,
+            name=options.name or options.out_dir.name,
+            input_size=options.input_size,
+            upsample=options.upsample,
+            overwrite=options.overwrite,
+            half=False,  # exactly what the checkpoint says; size matters only inside the repository
+            **{key: value for key, value in said.items() if value is not None},
+        )
+    except ModuleNotFoundError as exc:  # timm is imported only when the network is built
         raise EdgeSamError(
             f"Making a bundle needs the package {exc.name}. "
             "Install requirements-train.txt, into an environment of its own."
         ) from exc
-    said = {"licence": options.licence, "origin": options.origin}
-    folder = write_bundle(
-        read_checkpoint(options.checkpoint),
-        options.out_dir,
-        name=options.name or options.out_dir.name,
-        input_size=options.input_size,
-        upsample=options.upsample,
-        overwrite=options.overwrite,
-        half=False,  # exactly what the checkpoint says; size matters only inside the repository
-        **{key: value for key, value in said.items() if value is not None},
-    )
+    except OSError as exc:
+        raise EdgeSamError(
+            f"The folder {options.out_dir.name!r} could not be written: {exc.strerror}. "
+            "Give a place that is writable and has room."
+        ) from exc
     manifest = Bundle.open(folder).manifest
     print(f"{manifest.name} {manifest.version} lies in {folder}")
 
@@ -190,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--origin", help="a sentence: where the weights come from")
     two.add_argument("--input-size", type=int, default=1024, help="side of the input in pixels")
     two.add_argument("--upsample", choices=PYRAMID_MODES, default="bicubic", help="of EdgeSAM only")
-    two.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    two.add_argument("--overwrite", action="store_true", help="replace the bundle if it is there")
 
     three = commands.add_parser("fetch", help="official weights become a bundle")
     three.set_defaults(run=fetch)

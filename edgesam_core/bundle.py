@@ -151,16 +151,19 @@ def staged_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         out_dir: The folder to appear.
-        overwrite: Take the place of an existing folder. Bundles are immutable, so this is for
-            rebuilding one by name; a program that has the old one open keeps its files.
+        overwrite: Take the place of an existing bundle or empty folder. Bundles are immutable, so
+            this is for rebuilding one by name; a program that has the old one open keeps its files.
 
     Raises:
-        BundleError: ``out_dir`` is there already and ``overwrite`` is False.
+        BundleError: ``out_dir`` is there already, and ``overwrite`` is False or it is no bundle.
+        OSError: It cannot be written.
     """
-    if out_dir.exists() and not overwrite:
-        raise BundleError(
-            f"There is already a folder {out_dir.name!r}. Remove it or choose another name."
-        )
+    if out_dir.exists():
+        if not overwrite:
+            raise BundleError(
+                f"There is already a folder {out_dir.name!r}. Remove it or choose another name."
+            )
+        check_replaceable(out_dir)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
@@ -179,6 +182,19 @@ def staged_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _flush(out_dir.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to throw away what is no bundle: a mistyped name may be that of somebody's photos.
+
+    Raises:
+        BundleError: A file lies there, or a folder that has something in it and no manifest.
+    """
+    if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST_NAME).exists()):
+        raise BundleError(
+            f"What is called {path.name!r} is no model bundle and is not replaced. Remove it or "
+            "choose another name."
+        )
 
 
 def write_manifest(
@@ -260,7 +276,7 @@ def _record_of(path: Path) -> FileRecord:
 def _check_file(path: Path, expected: FileRecord) -> None:
     try:
         actual = _record_of(path)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: a name that no file can have
         raise BundleError(
             damaged(path.name, "it is missing or cannot be read"), detail=str(exc)
         ) from exc

@@ -98,6 +98,9 @@ class Prompt:
             clicks: (x, y, label) in original pixels; label 1 positive, 0 negative.
             box_xyxy: x0, y0, x1, y1 in original pixels.
             mask_input: [S/4, S/4] earlier low-res logits.
+
+        Raises:
+            PromptError, ValueError: As for `Prompt` itself.
         """
         table = np.array(clicks, dtype=np.float32).reshape(-1, 3)
         box = None if box_xyxy is None else np.array(box_xyxy, dtype=np.float32)
@@ -145,6 +148,8 @@ class Decoder:
         Raises:
             PromptError: A click or box outside the image, or a mask input that this graph or this
                 size cannot take.
+            BundleError: The graph takes or answers something else than the manifest says.
+            EdgeSamError: It answers with NaN or infinity.
         """
         tokens = [prompt_to_tokens(prompt, embedding) for prompt in prompts]
         batches: dict[int, list[int]] = defaultdict(list)
@@ -159,8 +164,7 @@ class Decoder:
                 labels = np.stack([tokens[i][1] for i in chunk])  # [B, N]
                 mask_inputs = [prompts[i].mask_input for i in chunk]
                 low_res_logits, scores = self._run(embedding, coords, labels, mask_inputs)
-                if not np.isfinite(low_res_logits).all():
-                    raise EdgeSamError("The model answered with no numbers. Try another model.")
+                _check_answer(low_res_logits, scores, len(chunk), embedding.input_size // 4)
                 for row, i in enumerate(chunk):
                     outputs[i] = DecoderOutput(low_res_logits[row], scores[row])
         return [outputs[i] for i in range(len(prompts))]
@@ -198,6 +202,17 @@ class Decoder:
         names = ["low_res_logits", "iou_predictions"]
         low_res_logits, iou_predictions = run_graph(self._session, inputs, names)
         return low_res_logits, iou_predictions
+
+
+def _check_answer(low_res_logits: LowResLogits, scores: Scores, prompts: int, side: int) -> None:
+    masks = scores.shape[-1] if scores.ndim == 2 else 0
+    if masks == 0 or low_res_logits.shape != (prompts, masks, side, side) or len(scores) != prompts:
+        raise BundleError(
+            f"The decoder answered {prompts} prompts with logits of shape {low_res_logits.shape} "
+            f"and scores of shape {scores.shape}. Export or fetch the bundle again."
+        )
+    if not (np.isfinite(low_res_logits).all() and np.isfinite(scores).all()):
+        raise EdgeSamError("The model answered with no numbers. Try another model.")
 
 
 def prompt_to_tokens(prompt: Prompt, embedding: Embedding) -> tuple[PointCoords, PointLabels]:

@@ -85,6 +85,10 @@ class Encoder:
         Args:
             image: [H, W, 3] uint8 RGB, EXIF rotation applied (image.py).
             proposal_network: Of the same bundle: look for objects, too.
+
+        Raises:
+            ValueError: The array is no RGB image.
+            BundleError: The graph answers something else than the manifest says.
         """
         x, input_size_hw = preprocess(image, self._input_size)
         if self._leaves_out_padding:

@@ -7,13 +7,15 @@ take ``status`` and ``code`` from here, so the tree is also the table of what a 
 
 from __future__ import annotations
 
+import re
+
 
 class EdgeSamError(Exception):
     """Anything that we can explain.
 
     Attributes:
         status: HTTP status of an answer that carries this error.
-        code: Stable word for programs, such as ``prompt_error``.
+        code: Word for programs: the class's name, ``prompt_error`` for PromptError.
         sentence: What is wrong and what to do about it.
         detail: More for the log (paths, upstream status); never sent to a caller.
     """
@@ -21,6 +23,10 @@ class EdgeSamError(Exception):
     status = 500
     code = "internal_error"
     default_sentence = "Something went wrong here. The log has the details under the request id."
+
+    def __init_subclass__(cls) -> None:
+        """Name the code after the class."""
+        cls.code = re.sub(r"\B([A-Z])", r"_\1", cls.__name__).lower()
 
     def __init__(self, sentence: str | None = None, *, detail: str = "") -> None:
         """Take the sentence of the class unless a better one is given."""
@@ -33,7 +39,6 @@ class RequestError(EdgeSamError):
     """The caller can mend it."""
 
     status = 400
-    code = "request_error"
     default_sentence = "The request could not be understood. Compare it with Label Studio's."
 
 
@@ -41,7 +46,6 @@ class PromptError(RequestError):
     """A click or box that cannot be answered: outside the image, unknown type, empty mask."""
 
     status = 422
-    code = "prompt_error"
     default_sentence = "The prompt could not be used. Click or draw a box inside the image."
 
 
@@ -49,7 +53,6 @@ class LabelConfigError(RequestError):
     """The labelling config has no image tag, or no control that can hold a mask."""
 
     status = 422
-    code = "label_config_error"
     default_sentence = (
         "The labelling config has no control that can hold a mask. "
         "Add BrushLabels (or PolygonLabels, BitmaskLabels, RectangleLabels) for the image."
@@ -60,7 +63,6 @@ class ImageError(RequestError):
     """The image could not be read."""
 
     status = 422
-    code = "image_error"
     default_sentence = "The image could not be read. Save it as PNG or JPEG and upload it again."
 
 
@@ -68,7 +70,6 @@ class ImageTooLarge(ImageError):
     """The image is over the byte or pixel limit."""
 
     status = 413
-    code = "image_too_large"
     default_sentence = "The image is too large. Make it smaller or raise the limit."
 
 
@@ -76,7 +77,6 @@ class Superseded(RequestError):
     """A newer click asks for the same and more; nobody looks at this one's answer."""
 
     status = 409
-    code = "superseded"
     default_sentence = (
         "A newer click on the same object is being answered in place of this one. Nothing to do."
     )
@@ -86,7 +86,6 @@ class NoSuchRun(RequestError):
     """A training run that there is not, or no longer."""
 
     status = 404
-    code = "no_such_run"
     default_sentence = "There is no such training run here. Compare the job with /train's answer."
 
 
@@ -94,7 +93,6 @@ class NoSuchVersion(RequestError):
     """A version of the model that there is not."""
 
     status = 404
-    code = "no_such_version"
     default_sentence = "There is no such version here. /versions lists those that there are."
 
 
@@ -102,7 +100,6 @@ class Guarded(RequestError):
     """What anyone on the network could do if it were answered."""
 
     status = 403
-    code = "guarded"
     default_sentence = (
         "This is answered only to those who sign in, since the server can be reached from other "
         "machines. Set BASIC_AUTH_USER and BASIC_AUTH_PASS, here and in Label Studio."
@@ -113,7 +110,6 @@ class HostRefused(RequestError):
     """The image's host is private and was not named as allowed."""
 
     status = 403
-    code = "host_refused"
     default_sentence = (
         "The image lies on a private host. Name the host in EDGESAM_IMAGE_HOSTS to allow it."
     )
@@ -123,7 +119,6 @@ class UpstreamError(EdgeSamError):
     """Label Studio or an image host answered with an error, or not at all."""
 
     status = 502
-    code = "upstream_error"
     default_sentence = "The image's host did not answer as expected. Check that it is up."
 
 
@@ -131,7 +126,6 @@ class UpstreamTimeout(UpstreamError):
     """Label Studio or an image host took too long."""
 
     status = 504
-    code = "upstream_timeout"
     default_sentence = "The image's host took too long to answer. Try again."
 
 
@@ -139,21 +133,18 @@ class Unavailable(EdgeSamError):
     """Full or not ready yet; the same request may be answered later."""
 
     status = 503
-    code = "unavailable"
     default_sentence = "The model is busy or still loading. Try again in a moment."
 
 
 class TrainingUnavailable(Unavailable):
     """No training can be started or carried on here; what is served is not touched."""
 
-    code = "training_unavailable"
     default_sentence = "Nothing can be trained here at the moment. The model that is served stays."
 
 
 class BundleError(EdgeSamError):
     """A bundle that is torn, tampered with, or made for another version."""
 
-    code = "bundle_error"
     default_sentence = "The model bundle is damaged. Restore it or choose another one."
 
 
@@ -161,12 +152,10 @@ class VersionsError(EdgeSamError):
     """Trained versions cannot be kept or read; what was served stays."""
 
     status = 503
-    code = "versions_error"
     default_sentence = "The folder of trained versions cannot be used. What was served stays."
 
 
 class RunError(EdgeSamError):
     """Why a training run stopped; kept with the job."""
 
-    code = "run_error"
     default_sentence = "The training run stopped. Its log has the reason."

@@ -157,6 +157,9 @@ def clip_box(box_xyxy: BoxXYXY, original_size_hw: SizeHW) -> BoxXYXY:
         box_xyxy: [4] x0, y0, x1, y1 in original pixels, x0 < x1 and y0 < y1.
         original_size_hw: (height, width) in pixels.
 
+    Returns:
+        [4] float32, with an area.
+
     Raises:
         PromptError: A value is not a number, the box has no area, or it lies outside.
     """
@@ -174,7 +177,7 @@ def clip_box(box_xyxy: BoxXYXY, original_size_hw: SizeHW) -> BoxXYXY:
 def box_to_percent(
     box_xyxy: tuple[float, float, float, float] | BoxXYXY, original_size_hw: SizeHW
 ) -> tuple[float, float, float, float]:
-    """A box in original pixels as Label Studio's (x, y, width, height), all in percent."""
+    """A box x0, y0, x1, y1 in original pixels as Label Studio's x, y, width, height in percent."""
     height, width = original_size_hw
     x0, y0, x1, y1 = (float(value) for value in box_xyxy)
     return (

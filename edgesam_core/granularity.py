@@ -101,7 +101,11 @@ class ProposalNetwork:
         """The proposals for an image.
 
         Args:
-            features: What the encoder has for `FEATURES`, in this order.
+            features: What the encoder has for `FEATURES`, in this order: [1, C, S/8, S/8], then at
+                strides 16 and 32.
+
+        Raises:
+            BundleError: The graph does not take them, or answers for another number of anchors.
         """
         inputs = dict(zip(FEATURES, features, strict=True))
         objectness_logits, deltas = run_graph(self._session, inputs, OUTPUTS)
@@ -150,6 +154,9 @@ def decode_boxes(anchor_boxes: Boxes, deltas: npt.NDArray[np.float32], input_siz
         deltas: [P, 4]: shift of the centre in sides of the anchor, x and y, then the logarithms of
             the ratios of width and height.
         input_size: S.
+
+    Returns:
+        [P, 4] float32 in 0..S; one that lies beyond the border has no area.
     """
     sides = anchor_boxes[:, 2:] - anchor_boxes[:, :2]
     centres = (anchor_boxes[:, :2] + anchor_boxes[:, 2:]) / 2 + deltas[:, :2] * sides
@@ -171,6 +178,9 @@ def propose(
     Returns:
         Of each level the at most `MAX_PER_LEVEL` boxes whose objectness is above `MIN_SCORE`,
         overlapping ones and all: no suppression. Of those, the ones that reach into the input.
+
+    Raises:
+        ValueError: Logits or deltas are not as many as the anchors of this input size.
     """
     all_anchors = anchors(input_size)
     check_shape(objectness_logits, (len(all_anchors),), "objectness_logits")

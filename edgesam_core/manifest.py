@@ -95,7 +95,7 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:  # RecursionError: brackets in brackets in ...
             raise BundleError(damaged(MANIFEST_NAME, "it is not JSON"), detail=str(exc)) from exc
         if not isinstance(raw, dict):
             raise BundleError(damaged(MANIFEST_NAME, "it is not a JSON object"))

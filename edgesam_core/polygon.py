@@ -66,7 +66,7 @@ def polygon_to_mask(points: Polygon, size_hw: SizeHW) -> Mask:
     too: a square of 10 by 10 pixels comes out with 121.
 
     Args:
-        points: [N, 2] (x, y) pixels of the original; parts outside the image are cut off.
+        points: [N, 2] (x, y) pixels of the original, finite; parts outside the image are cut off.
         size_hw: (height, width) in pixels.
 
     Returns:

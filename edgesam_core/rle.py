@@ -67,7 +67,11 @@ def mask_to_brush_rle(mask: WindowedMask) -> list[int]:
 
 
 def brush_rle_bytes(mask: WindowedMask) -> int:
-    """How many byte values `mask_to_brush_rle` would give, without packing them."""
+    """How many byte values `mask_to_brush_rle` would give, without packing them.
+
+    Raises:
+        ValueError: As there.
+    """
     _, bits = _codes(mask)
     return int(bits.sum()) // 8 + 1
 

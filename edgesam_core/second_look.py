@@ -214,7 +214,11 @@ def logits_in_crop(
 
 
 def mask_in_image(mask: WindowedMask, crop: Crop) -> WindowedMask:
-    """A mask of the crop as a mask of the whole image."""
+    """A mask of the crop as a mask of the whole image.
+
+    Raises:
+        ValueError: The mask is of another size than the crop.
+    """
     if mask.original_size_hw != crop.size_hw:
         raise ValueError(f"mask of {mask.original_size_hw}, crop of {crop.size_hw}")
     return WindowedMask(mask.runs, mask.x0 + crop.x0, mask.y0 + crop.y0, crop.original_size_hw)

@@ -145,7 +145,12 @@ class Segmenter:
         return self.suggest(embedding, prompts, self.decode(embedding, prompts))
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[DecoderOutput]:
-        """First half of `segment`, for callers that time its steps: all candidates as logits."""
+        """First half of `segment`, for callers that time its steps: all candidates as logits.
+
+        Raises:
+            PromptError: As `segment`.
+            BundleError: As `segment`, or the graph is not what the manifest says.
+        """
         if embedding.bundle_version != self.version:
             raise BundleError(
                 "The image was encoded by another version of the model. Click again.",

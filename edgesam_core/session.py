@@ -44,6 +44,7 @@ _ERRORS = (
     ort_errors.RuntimeException,
     RuntimeError,
     ValueError,  # a missing input, raised by the Python half of either
+    LookupError,  # an output that it does not have, raised by OpenVINO's
 )
 
 Shape = Sequence[int | str | None]
@@ -117,15 +118,15 @@ def run_graph(
     """Run a graph once and return the named outputs in the order asked for.
 
     Raises:
-        BundleError: The graph does not take these shapes: it is not what the manifest says.
+        BundleError: The graph does not take these shapes, or has no such output: it is not what
+            the manifest says.
         EdgeSamError: The runtime failed otherwise (memory).
     """
     try:
         outputs = session.run(output_names, inputs)
-    except (ort_errors.InvalidArgument, ValueError) as exc:
+    except (ort_errors.InvalidArgument, ValueError, LookupError) as exc:
         raise BundleError(
-            "The model's graph does not take what its manifest says. "
-            "Export or fetch the bundle again.",
+            "The model's graph is not what its manifest says. Export or fetch the bundle again.",
             detail=str(exc),
         ) from exc
     except _ERRORS as exc:

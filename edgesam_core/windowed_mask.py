@@ -59,7 +59,11 @@ class WindowedMask:
 
     @classmethod
     def from_full(cls, mask: Mask) -> WindowedMask:
-        """The mask [H, W] bool, cut to its tight window."""
+        """The mask [H, W] bool, cut to its tight window.
+
+        Raises:
+            ValueError: It is not bool, or has no pixel.
+        """
         return cls.from_window(mask, 0, 0, mask.shape).tight()
 
     @classmethod

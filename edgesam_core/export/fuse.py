@@ -63,7 +63,7 @@ def fused(module: AnyModule) -> AnyModule:
 
 
 def _fold_children(module: nn.Module) -> None:
-    # Not at the top: timm can be imported only once a backbone was built (nn/repvit.py says why).
+    # Not at the top: timm can be imported only once a backbone was built (nn/timm_import.py).
     from timm.models.repvit import ConvNorm, RepVggDw
     from timm.models.tiny_vit import ConvNorm as TinyVitConvNorm
 

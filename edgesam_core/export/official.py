@@ -31,16 +31,9 @@ class OfficialDecoder(nn.Module):
     """The decoder with the inputs and outputs of the official export."""
 
     def __init__(self, model: EdgeSam, input_size: int) -> None:
-        """Share a model's parts.
-
-        Args:
-            model: In evaluation mode.
-            input_size: S in pixels, fixed in the graph.
-        """
+        """Share a model in evaluation mode, for an input of S pixels a side."""
         super().__init__()
-        self.prompt_encoder = model.prompt_encoder
-        self.mask_decoder = model.mask_decoder
-        self.input_size = input_size
+        self.model, self.input_size = model, input_size
 
     def forward(
         self,
@@ -55,11 +48,12 @@ class OfficialDecoder(nn.Module):
             point_coords: [1, N, 2] (x, y) in the S frame.
             point_labels: [1, N] float32, -1 to 3.
         """
-        logits, _ = self.mask_decoder(
+        prompts, side = self.model.prompt_encoder, self.input_size // 16
+        logits, _ = self.model.mask_decoder(
             image_embeddings,
-            self.prompt_encoder.pe_layer.grid(self.input_size // 16),
-            self.prompt_encoder.sparse(point_coords, point_labels, self.input_size),
-            self.prompt_encoder.dense(None, self.input_size // 16),
+            prompts.pe_layer.grid(side),
+            prompts.sparse(point_coords, point_labels, self.input_size),
+            prompts.dense(None, side),
         )
         inner, outer = (
             (logits > threshold).flatten(2).sum(-1, dtype=torch.float32) for threshold in (1, -1)

@@ -83,7 +83,9 @@ def write_bundle(
         BundleError: The input size is no multiple of 64 or not the network's, the weights are of an
             unknown architecture or do not fit theirs, the exported graphs answer otherwise than
             PyTorch, or the folder is there already. No file is left then.
-        ValueError: A model came with what only a state dict must be told.
+        ValueError: A model came with what only a state dict must be told, or padding is to be left
+            out where the network needs it.
+        OSError: The folder cannot be written.
     """
     if input_size <= 0 or input_size % 64:
         raise BundleError(f"The input size {input_size} is no multiple of 64.")

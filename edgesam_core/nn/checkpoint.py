@@ -94,6 +94,11 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from exc
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
-        raise BundleError(f"{path.name} holds something else than a table of tensors.")
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
+    ):
+        raise BundleError(
+            f"{path.name} holds something else than a table of tensors. "
+            "Give the state dict alone, as the authors publish it."
+        )
     return dict(loaded)

@@ -137,6 +137,9 @@ class PromptEncoder(nn.Module):
 
         Returns:
             [B, 256, S/16, S/16], or [1, 256, 1, 1] (to be broadcast) without a mask.
+
+        Raises:
+            ValueError: The mask is of another size.
         """
         if mask_input is None:
             return self.no_mask_embed.weight.reshape(1, TOKEN_WIDTH, 1, 1)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgesam_core.nn.timm_import import declare_missing_torchvision_operators
+from edgesam_core.nn.timm_import import import_timm
 
 Trunk = Literal["repvit_m1", "repvit_m2_3"]
 
@@ -51,10 +51,7 @@ def build_repvit(trunk: Trunk) -> nn.Module:
     Args:
         trunk: timm's name: M1 has 4,713,712 parameters, M2.3 has 22,404,232.
     """
-    declare_missing_torchvision_operators()
-    import timm
-
-    backbone: nn.Module = timm.create_model(trunk, num_classes=0)
+    backbone: nn.Module = import_timm().create_model(trunk, num_classes=0)
     return backbone
 
 

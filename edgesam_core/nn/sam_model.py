@@ -90,6 +90,9 @@ class SamModel(nn.Module):
 
         Returns:
             low_res_logits [B, M, S/4, S/4] and iou_predictions [B, M].
+
+        Raises:
+            ValueError: Neither points nor a box, a mask input of another size, or another M.
         """
         coords, labels = assemble_points(point_coords, point_labels, box_xyxy)
         size = image_embedding.shape[-1]

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgesam_core.nn.neck import build_neck
 from edgesam_core.nn.sam_model import SamModel
-from edgesam_core.nn.timm_import import declare_missing_torchvision_operators
+from edgesam_core.nn.timm_import import import_timm
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def build_sam_vit(architecture: str, size: VitSize) -> SamModel:
 
 def build_vit(size: VitSize) -> nn.Module:
     """The image encoder: [B, 3, S, S] normalised and padded -> [B, 256, S/16, S/16]."""
-    declare_missing_torchvision_operators()
+    import_timm()
     from timm.models.vision_transformer_sam import VisionTransformerSAM
 
     vit: nn.Module = VisionTransformerSAM(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
-def declare_missing_torchvision_operators() -> None:
-    """Let timm import where torchvision was built for CUDA and torch for the CPU.
+def import_timm() -> Any:
+    """timm, also where torchvision was built for CUDA and torch for the CPU.
 
     timm imports torchvision, which then looks for two operators that only its own binary defines.
     They may be declared only after torchvision itself has failed: beside a healthy torchvision the
     second registration ends the process.
+
+    Raises:
+        ImportError: timm or torchvision is not installed.
     """
     try:
         import torchvision  # noqa: F401
@@ -20,3 +25,6 @@ def declare_missing_torchvision_operators() -> None:
                 f"torchvision::{name}",
                 "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
             )
+    import timm
+
+    return timm

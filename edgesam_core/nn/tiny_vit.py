@@ -20,7 +20,7 @@ from torch import nn
 
 from edgesam_core.nn.neck import build_neck
 from edgesam_core.nn.sam_model import SamModel
-from edgesam_core.nn.timm_import import declare_missing_torchvision_operators
+from edgesam_core.nn.timm_import import import_timm
 
 DEPTHS = (2, 2, 6, 2)
 """Blocks of the four stages; those of the first are convolutions."""
@@ -37,10 +37,7 @@ class TinyVit(nn.Module):
     def __init__(self) -> None:
         """Build with random weights."""
         super().__init__()
-        declare_missing_torchvision_operators()
-        import timm
-
-        self.backbone = timm.create_model(
+        self.backbone = import_timm().create_model(
             "tiny_vit_5m_224", num_classes=CLASSES, drop_path_rate=0.0
         )
         self.backbone.stages[3].downsample.conv2.conv.stride = (1, 1)

@@ -31,6 +31,8 @@ class Hub:
     without_checksum: bool = False
     cut_after: list[int] = field(default_factory=list)
     # the next answers with a body end after this many bytes
+    refuses_with: int | None = None
+    # status of every answer that should hold a file
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     # method, path, Range
@@ -46,7 +48,7 @@ def running_hub(files: dict[str, bytes]) -> Iterator[Hub]:
     hub = Hub(files)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub
@@ -82,6 +84,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     return self.answer(404, b"Entry not found", error="EntryNotFound")
                 return self.redirect(match[1])
             if match := re.fullmatch("/cdn/(.+)", path):
+                if hub.refuses_with is not None:
+                    return self.answer(hub.refuses_with, b"not now")
                 return self.send_bytes(hub.files[match[1]])
             return self.answer(404, b"")
 

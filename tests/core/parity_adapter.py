@@ -8,6 +8,7 @@ Everything that decides parity comes from the code under test: pre-processing, n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,8 @@ class Adapter:
 
     @torch.no_grad()
     def encode(self, x: InputImage, upsample_mode: UpsampleMode) -> dict[str, Array]:
-        encoder, image = self.model.image_encoder, torch.from_numpy(x)
+        encoder: Any = self.model.image_encoder
+        image = torch.from_numpy(x)
         encoder.fuse_stage3.mode = upsample_mode
         if upsample_mode == "bilinear":  # the reference has the embedding only
             return {"embedding": encoder(image).numpy()}
@@ -70,9 +72,7 @@ class Adapter:
     ) -> dict[str, Array]:
         input_size_hw = resized_size_hw(original_size, INPUT_SIZE)
         image_embedding = torch.from_numpy(embedding).reshape(1, 256, 64, 64)
-        prompt: dict[str, torch.Tensor | None] = dict.fromkeys(
-            ["point_coords", "point_labels", "box_xyxy"]
-        )
+        prompt: dict[str, Any] = dict.fromkeys(["point_coords", "point_labels", "box_xyxy"])
         if points is not None and labels is not None:
             coords = original_to_input(points, original_size, input_size_hw)
             prompt["point_coords"] = torch.from_numpy(coords)[None]

@@ -126,7 +126,14 @@ def test_a_file_outside_the_folder_is_never_looked_at(folder: Path, name: str) -
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", 5000 * "a"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(folder: Path, name: str) -> None:
+    change_manifest(folder, files={name: {"bytes": 1, "sha256": "0"}})
+    with pytest.raises(BundleError, match="missing or cannot be read"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", 10**5 * b"["])
 def test_a_manifest_that_is_no_json_object_gets_a_sentence(folder: Path, content: bytes) -> None:
     (folder / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json: it is not"):
@@ -198,6 +205,28 @@ def test_an_existing_folder_is_replaced_only_when_told_so(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["toy"]
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a file"])
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    photos = tmp_path / "photos"
+    photo = photos / "cat.jpg" if kind == "a folder" else photos
+    photo.parent.mkdir(exist_ok=True)
+    photo.write_bytes(b"cat")
+    with (
+        pytest.raises(BundleError, match="'photos' is no model bundle"),
+        staged_folder(photos, overwrite=True),
+    ):
+        pass
+    assert photo.read_bytes() == b"cat"
+    assert list(tmp_path.iterdir()) == [photos]
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with staged_folder(tmp_path / "model", overwrite=True) as stage:
+        (stage / "encoder.onnx").write_bytes(b"graph")
+    assert (tmp_path / "model" / "encoder.onnx").exists()
+
+
 def test_a_failed_replacement_leaves_the_old_one(folder: Path) -> None:
     def fail() -> None:
         with staged_folder(folder, overwrite=True):
@@ -209,18 +238,21 @@ def test_a_failed_replacement_leaves_the_old_one(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["toy"]
 
 
-def test_a_model_is_found_by_name_and_by_path(folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_found_by_name_and_by_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert find_bundle("toy", tmp_path) == folder
     assert find_bundle(str(folder), tmp_path / "elsewhere") == folder
+    monkeypatch.chdir(folder)
+    (tmp_path / "models").mkdir()
+    assert find_bundle(".", tmp_path / "models").resolve() == folder
 
 
-@pytest.mark.parametrize("name", ["typo", "", "..", "models/typo"])
+@pytest.mark.parametrize("name", ["typo", "", "models/typo"])
 def test_a_model_that_is_not_there_gets_the_names_that_are(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)  # nothing of the current folder may be taken for a name
-    if name == "..":
-        return
     with pytest.raises(BundleError, match="There is: toy") as caught:
         find_bundle(name, folder.parent)
     assert str(folder.parent) not in caught.value.sentence

@@ -150,6 +150,27 @@ def test_a_checkpoint_that_is_none_is_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_a_sentence(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    checkpoint, out = tiny_bundle / "weights.safetensors", tmp_path / "file" / "out"
+    assert main(["bundle", str(checkpoint), str(out), "--input-size", "64"]) == 2
+    assert "folder 'out' could not be written" in capsys.readouterr().err
+
+
+def test_making_a_bundle_without_timm_says_what_to_install(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    checkpoint = tiny_bundle / "weights.safetensors"
+    assert main(["bundle", str(checkpoint), str(tmp_path / "out"), "--input-size", "64"]) == 2
+    assert "needs the package timm. Install requirements-train.txt" in capsys.readouterr().err
+
+
 def test_serving_and_the_command_line_run_without_torch(
     photo: Path, bundle: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from edgesam_core.bundle import Bundle
 from edgesam_core.decode import Decoder, Prompt, prompt_to_tokens
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import BundleError, EdgeSamError, PromptError
+from edgesam_core.export.decoder import INPUTS
 from edgesam_core.segmenter import Segmenter
 from edgesam_core.session import open_session
 from tests.core.conftest import FloatArray, click, disc_picture, embedding_of
@@ -153,6 +155,43 @@ def test_a_graph_of_another_kind_is_no_decoder(painted_bundle: Callable[..., Pat
     bundle = Bundle.open(painted_bundle(np.zeros((4, 16, 16), np.float32)))
     with pytest.raises(BundleError, match="The decoder takes image"):
         Decoder(open_session(bundle.encoder_path))
+
+
+class Answering:
+    """A graph with our inputs that answers the same whatever it is asked."""
+
+    inputs: ClassVar = dict.fromkeys(INPUTS, ())
+
+    def __init__(self, low_res_logits: FloatArray, iou_predictions: FloatArray) -> None:
+        self.answer = [low_res_logits, iou_predictions]
+
+    def run(self, names: Sequence[str], inputs: Mapping[str, FloatArray]) -> list[FloatArray]:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("logits_shape", "scores_shape"),
+    [
+        pytest.param((1, 4, 8, 8), (1, 4), id="logits of another size"),
+        pytest.param((4, 16, 16), (1, 4), id="logits without prompts"),
+        pytest.param((1, 4, 16, 16), (4,), id="scores without prompts"),
+        pytest.param((1, 3, 16, 16), (1, 4), id="more scores than masks"),
+        pytest.param((2, 4, 16, 16), (2, 4), id="more answers than prompts"),
+        pytest.param((1, 0, 16, 16), (1, 0), id="no mask"),
+    ],
+)
+def test_an_answer_of_another_shape_is_the_bundles_fault(
+    logits_shape: tuple[int, ...], scores_shape: tuple[int, ...]
+) -> None:
+    graph = Answering(np.zeros(logits_shape, np.float32), np.zeros(scores_shape, np.float32))
+    with pytest.raises(BundleError, match="decoder answered 1 prompts with logits of shape"):
+        Decoder(graph).decode(HALF_SIZE, [click(9, 9)])
+
+
+def test_an_estimate_that_is_no_number_gets_a_sentence() -> None:
+    graph = Answering(np.zeros((1, 4, 16, 16), np.float32), np.full((1, 4), np.nan, np.float32))
+    with pytest.raises(EdgeSamError, match="no numbers"):
+        Decoder(graph).decode(HALF_SIZE, [click(9, 9)])
 
 
 def test_logits_that_are_no_numbers_get_a_sentence(

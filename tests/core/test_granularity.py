@@ -1,4 +1,4 @@
-"""Anchors, proposals and both merge rules; against the reference in test_granularity_parity.py."""
+"""Anchors, proposals and both merge rules; against the reference in test_granularity_graph.py."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgesam_core.bundle import GRANULARITY_NAME, WEIGHTS_NAME, Bundle
+from edgesam_core.bundle import WEIGHTS_NAME, Bundle
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import BundleError
 from edgesam_core.export.granularity import (
@@ -22,6 +22,7 @@ from edgesam_core.export.granularity import (
 )
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.granularity import MERGE_RULES, anchors, merge, nearest, propose
+from edgesam_core.manifest import GRANULARITY_NAME
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.nn.family import model_from
@@ -139,6 +140,11 @@ def test_both_graphs_equal_pytorch(model: EdgeSam, prior: GranularityPrior, tmp_
     assert worst < 1e-4
     with pytest.raises(BundleError, match="differs from PyTorch"):
         check_granularity_parity(model, random_prior(1), encoder, granularity, input_size=SIZE)
+    broken = random_prior()
+    for parameter in broken.rpn_head.reg_header.parameters():
+        nn.init.constant_(parameter, float("nan"))  # the deltas only, which come second
+    with pytest.raises(BundleError, match="by nan"):
+        check_granularity_parity(model, broken, encoder, granularity, input_size=SIZE)
 
 
 def test_a_checkpoint_of_both_becomes_a_bundle_of_three_graphs_with_all_1253_tensors(

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"epoch": 3}])
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"epoch": 3}, {1: torch.ones(2)}])
 def test_a_file_that_holds_no_table_of_tensors_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(BundleError, match=r"odd\.pth holds something else"):
@@ -113,7 +114,7 @@ def test_a_file_that_holds_no_table_of_tensors_is_refused(content: object, tmp_p
 
 
 def test_fpn_taps_lie_after_the_last_block_of_their_stage(model: EdgeSam) -> None:
-    backbone = model.image_encoder.backbone
+    backbone: Any = model.image_encoder.backbone
     outputs = list(stage_outputs(backbone, torch.randn(1, 3, SIZE, SIZE)))
     shapes = [tuple(output.shape[1:]) for output in outputs]
     sides = (SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32)
@@ -125,7 +126,7 @@ def test_fpn_taps_lie_after_the_last_block_of_their_stage(model: EdgeSam) -> Non
     torch.testing.assert_close(backbone.stages[3].downsample.pre_block(before), outputs[2])
 
 
-def _after_downsampling(downsample: torch.nn.Module, pre_block: torch.Tensor) -> torch.Tensor:
+def _after_downsampling(downsample: Any, pre_block: torch.Tensor) -> torch.Tensor:
     x = downsample.channel_downsample(downsample.spatial_downsample(pre_block))
     return x + downsample.ffn(x)
 
@@ -187,7 +188,7 @@ def test_points_without_a_box_get_a_padding_point_and_a_box_two_corners() -> Non
         assemble_points(None, None, None)
 
 
-def test_every_label_has_its_own_token(prompt_encoder: PromptEncoder) -> None:
+def test_every_label_has_its_own_token(prompt_encoder: Any) -> None:
     labels = torch.tensor([[IGNORE, PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT]])
     coords = torch.tensor([[[12.0, 34]]]).expand(1, 6, 2)
     tokens = prompt_encoder.sparse(coords, labels.float(), SIZE)[0]
@@ -198,7 +199,7 @@ def test_every_label_has_its_own_token(prompt_encoder: PromptEncoder) -> None:
         torch.testing.assert_close(token, position + learned.weight[0])
 
 
-def test_a_click_on_a_cell_has_the_cells_own_position(prompt_encoder: PromptEncoder) -> None:
+def test_a_click_on_a_cell_has_the_cells_own_position(prompt_encoder: Any) -> None:
     # Cell (2, 1) of the embedding covers pixels 32..47 by 16..31; its centre is between two pixels.
     click = torch.tensor([[[39.5, 23.5]]])
     token = prompt_encoder.sparse(click, torch.ones(1, 1), SIZE)[0, 0]

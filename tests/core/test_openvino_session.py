@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ print("done")
 def inputs_of_decoder(session: Session, prompts: int, points: int) -> dict[str, FloatArray]:
     """Clicks on noise; the lengths that the graph leaves open are those asked for."""
     random = np.random.default_rng(prompts)
-    _, channels, side, _ = session.inputs["image_embeddings"]
+    shape: Any = session.inputs["image_embeddings"]
+    _, channels, side, _ = shape
     return {
         "image_embeddings": random.standard_normal((1, channels, side, side), np.float32),
         "point_coords": random.uniform(0, 16 * side, (prompts, points, 2)).astype(np.float32),

@@ -154,7 +154,7 @@ def test_a_pixel_belongs_to_a_triangle_that_holds_its_centre(triangle):
     sides = np.stack(
         [dx * (y - y0) - dy * (x - x0) for (x0, y0), (dx, dy) in zip(triangle, edges, strict=True)]
     )
-    inside = (sides > 0).all(axis=0) | (sides < 0).all(axis=0)
+    inside = np.asarray((sides > 0).all(axis=0) | (sides < 0).all(axis=0))
     on_an_edge = (np.abs(sides) < 1e-6).any(axis=0)
     assert np.array_equal(mask[~on_an_edge], inside[~on_an_edge])
 

@@ -39,9 +39,9 @@ def test_the_input_equals_the_reference(shared: Path, parity_inputs: ModuleType,
 def test_sizes_round_as_in_the_reference(shared: Path) -> None:
     reference = json.loads((shared / "parity" / "training_eval_reference.json").read_text())
     for size, (height, width) in reference["resize_shapes"].items():
-        original = tuple(int(side) for side in size.split("x"))
+        rows, columns = map(int, size.split("x"))
         # The reference answers 0 for a side of less than half a pixel; we keep one pixel.
-        assert resized_size_hw(original, 1024) == (max(1, height), max(1, width))
+        assert resized_size_hw((rows, columns), 1024) == (max(1, height), max(1, width))
 
 
 def test_every_level_of_every_channel_is_normalised_by_its_own_mean_and_deviation() -> None:

@@ -38,7 +38,7 @@ def editor_rle(samples, *, value_bits=8, run_sizes=(3, 4, 8, 16)):
         return f"{is_repeated:d}{index:02b}{count - 1:0{run_sizes[index]}b}{body}"
 
     longest = 1 << run_sizes[-1]
-    singles = []
+    singles: list[int] = []
     for value, group in itertools.groupby(samples):
         count = len(list(group))
         if count == 1 and len(singles) < longest:

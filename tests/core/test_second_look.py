@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesam_core.decode import Prompt
-from edgesam_core.encode import Embedding
 from edgesam_core.errors import ImageError
-from edgesam_core.preprocess import resized_size_hw
 from edgesam_core.second_look import (
     MIN_SIDE_PX,
     MIN_ZOOM,
@@ -21,6 +19,7 @@ from edgesam_core.second_look import (
     prompt_in_crop,
 )
 from edgesam_core.windowed_mask import WindowedMask
+from tests.core.conftest import embedding_of
 
 SIZE_HW = (600, 800)
 
@@ -28,17 +27,6 @@ SIZE_HW = (600, 800)
 def rectangle(x0: int, y0: int, x1: int, y1: int) -> WindowedMask:
     """A filled rectangle in an image of 800 x 600."""
     return WindowedMask.from_window(np.ones((y1 - y0, x1 - x0), np.bool_), x0, y0, SIZE_HW)
-
-
-def embedding(original_size_hw: tuple[int, int], input_size: int = 384) -> Embedding:
-    """Sizes only: nothing here decodes."""
-    return Embedding(
-        image_embedding=np.zeros((1, 256, input_size // 16, input_size // 16), np.float32),
-        original_size_hw=original_size_hw,
-        input_size_hw=resized_size_hw(original_size_hw, input_size),
-        input_size=input_size,
-        bundle_version="v",
-    )
 
 
 @st.composite
@@ -159,10 +147,11 @@ def test_an_image_that_became_smaller_is_told() -> None:
 def test_earlier_logits_lie_on_the_same_pixels_in_the_crop() -> None:
     # A plane: its value at a pixel of the original is x + 2 y in whichever frame it is asked for.
     # The image has 768 x 768 pixels, so a cell of S / 4 = 96 is 8 of them; the crop is a third.
-    whole, crop = embedding((768, 768)), Crop(256, 128, 512, 384, (768, 768))
+    whole, part = (embedding_of((side, side), input_size=384) for side in (768, 256))
+    crop = Crop(256, 128, 512, 384, (768, 768))
     centres = (np.arange(96) + 0.5) * 8
     plane = (centres[None, :] + 2 * centres[:, None]).astype(np.float32)
-    moved = logits_in_crop(plane, whole, crop, embedding((256, 256)))
+    moved = logits_in_crop(plane, whole, crop, part)
     x, y = np.meshgrid(
         (np.arange(96) + 0.5) * 256 / 96 + 256, (np.arange(96) + 0.5) * 256 / 96 + 128
     )

@@ -66,8 +66,14 @@ def test_a_graph_that_is_not_there_is_refused_by_name(tmp_path: Path, runtime: R
 def test_what_the_graph_does_not_take_gets_a_sentence(
     encoder: Session, inputs: dict[str, FloatArray]
 ) -> None:
-    with pytest.raises(BundleError, match="does not take what its manifest says"):
+    with pytest.raises(BundleError, match="is not what its manifest says"):
         run_graph(encoder, inputs, ["image_embeddings"])
+
+
+def test_an_output_that_the_graph_does_not_have_gets_a_sentence(encoder: Session) -> None:
+    image = np.zeros((1, 3, PAINTED_SIZE, PAINTED_SIZE), np.float32)
+    with pytest.raises(BundleError, match="is not what its manifest says"):
+        run_graph(encoder, {"image": image}, ["stage1"])
 
 
 def test_an_encoder_of_another_size_than_the_manifest_says_is_refused(encoder: Session) -> None:

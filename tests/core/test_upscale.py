@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,11 @@ def test_a_logit_of_exactly_zero_is_outside():
 
 def test_positive_everywhere_fills_the_image_and_nowhere_leaves_it_empty():
     ones = np.ones((64, 64), np.float32)
-    sizes = {"input_size": 256, "input_size_hw": (192, 256), "original_size_hw": (300, 400)}
+    sizes: dict[str, Any] = {
+        "input_size": 256,
+        "input_size_hw": (192, 256),
+        "original_size_hw": (300, 400),
+    }
     assert upscale(ones, **sizes).full().all()
     assert upscale(-ones, **sizes).area == 0
     assert upscale(0 * ones, **sizes).area == 0
@@ -118,7 +123,11 @@ def test_positive_everywhere_fills_the_image_and_nowhere_leaves_it_empty():
 def test_what_lies_in_the_padding_is_cut_off():
     logits = np.full((64, 64), -1, np.float32)
     logits[52:] = 1
-    sizes = {"input_size": 256, "input_size_hw": (192, 256), "original_size_hw": (300, 400)}
+    sizes: dict[str, Any] = {
+        "input_size": 256,
+        "input_size_hw": (192, 256),
+        "original_size_hw": (300, 400),
+    }
     assert upscale(logits, **sizes).area == 0
 
 
@@ -136,7 +145,11 @@ def test_a_small_object_costs_what_it_covers_however_large_the_image_is():
     """From logits to bytes, on 800 million pixels."""
     logits = np.full((256, 256), -1, np.float32)
     logits[60:64, 50:54] = 1
-    sizes = {"input_size": 1024, "input_size_hw": (512, 1024), "original_size_hw": (20000, 40000)}
+    sizes: dict[str, Any] = {
+        "input_size": 1024,
+        "input_size_hw": (512, 1024),
+        "original_size_hw": (20000, 40000),
+    }
     tracemalloc.start()
     mask = remove_specks(upscale(logits, **sizes), min_area_px=64)
     rle = mask_to_brush_rle(mask)
