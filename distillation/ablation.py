@@ -35,15 +35,16 @@ from distillation.ablation_trials import (
 from distillation.annotated_images import annotated_images
 from distillation.candidate_rules import BY_PREDICTION
 from distillation.click_rounds import Answer
+from distillation.coco import find_sets, load_set, refuse
 from distillation.command import add_threads, run_command
 from distillation.configs import EncoderStageConfig, PromptStageConfig
 from distillation.encoder_stage import EncoderStage
 from distillation.engine import Stage, fit
 from distillation.granularity_stage import GranularityStage
-from distillation.measuring import BY_RULE, EvaluationConfig, evaluate
+from distillation.measuring import BY_RULE, MeasuringConfig, score_images
 from distillation.metrics import mean_ious
 from distillation.prompt_stage import PromptStage
-from distillation.run_folder import WEIGHTS, write_whole
+from distillation.run_folder import WEIGHTS, make_folder, write_whole
 from distillation.teacher_embeddings import embed
 from distillation.teachers import NetworkTeacher, load_teacher
 from distillation.torch_segmenter import TorchSegmenter
@@ -95,7 +96,7 @@ class Ablation:
                     scores = self.measure(trial, seed)
                     row = {"trial": trial.name, "seed": seed, "miou_percent": scores}
                     row["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
-                    folder.mkdir(parents=True, exist_ok=True)
+                    make_folder(folder)
                     write_whole(folder / "scores.json", json.dumps(row).encode())
                     logger.info("%s", row)
 
@@ -144,13 +145,13 @@ class Ablation:
         segmenter = TorchSegmenter(student, self.config.encoder.size, prior)
         rule = trial.merge_rule
         answerer = _WithPrior(segmenter, rule) if rule else segmenter
-        asked = EvaluationConfig(starts=("box", "click"), candidate_rules=True)
+        asked = MeasuringConfig(starts=("box", "click"), candidate_rules=True)
         scores = []
         for set_name in self.config.measured_sets:
             folder = self.data / "research_only" / set_name
             limit = self.config.measured_images
             images = annotated_images(folder, None, half="even", per_image=4, limit=limit)
-            scores += evaluate(answerer, images, config=asked)
+            scores += score_images(answerer, images, config=asked)
         means = mean_ious(scores)
         measured = {column: means["model"][column] for column in COLUMNS if column != BY_IOU}
         if rule is None:
@@ -175,14 +176,19 @@ def link_photos(data: Path, set_names: Iterable[str], folder: Path) -> Path:
     """One folder of links to the training photos of some sets, for the encoder-only stage.
 
     Image ids divisible by ten are held back, as everywhere.
+
+    Raises:
+        RunError: A set is missing or its annotations are wrong, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for set_name in set_names:
-        source = data / "open" / set_name
-        for record in json.loads((source / "annotations.json").read_text())["images"]:
-            link = folder / f"{set_name}_{Path(record['file_name']).name}"
-            if record["id"] % 10 and not link.is_symlink():
-                link.symlink_to((source / "images" / record["file_name"]).resolve())
+        ((_, file, images_dir),) = find_sets(data / "open" / set_name)
+        annotated = load_set(set_name, file, images_dir)
+        refuse(annotated.findings)
+        for image in annotated.images:
+            link = folder / f"{set_name}_{image.path.name}"
+            if image.image_id % 10 and not link.is_symlink():
+                link.symlink_to(image.path.resolve())
     return folder
 
 

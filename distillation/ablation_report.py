@@ -19,7 +19,8 @@ BY_IOU = "click by IoU"
 COLUMNS = ("box", "click", "click+1", "click+2", BY_IOU)
 
 Row = dict[str, Any]
-"""Content of a scores.json: "trial", "seed", "cpu_minutes", "miou_percent" (column -> score)."""
+"""Content of a scores.json: "trial", "seed", "miou_percent" (column -> score), and "cpu_minutes" of
+the process that finished the trial, without its worker."""
 
 
 def read_rows(out: Path) -> list[Row]:

@@ -12,12 +12,8 @@ from typing import Any
 
 import yaml
 
-from distillation.configs import (
-    EncoderStageConfig,
-    GranularityStageConfig,
-    Phase,
-    PromptStageConfig,
-)
+from distillation.configs import EncoderStageConfig, GranularityStageConfig, PromptStageConfig
+from distillation.recipe_files import build_config
 from edgesam_core.errors import RunError
 from edgesam_core.granularity import MergeRule
 
@@ -135,21 +131,21 @@ def load_ablation(path: Path) -> AblationConfig:
     """Read a recipe.
 
     Raises:
-        RunError: A key is unknown or missing.
+        RunError: The file cannot be read, or a key is unknown, missing or of another type.
     """
     try:
-        fields: dict[str, Any] = yaml.safe_load(path.read_text())
-        prompts = fields.pop("prompts")
-        phases = tuple(Phase(**phase) for phase in prompts.pop("phases"))
-        return AblationConfig(
-            encoder=EncoderStageConfig(teacher=fields["teacher"], **fields.pop("encoder")),
-            prompts=PromptStageConfig(phases=phases, teacher=fields["teacher"], **prompts),
-            granularity=GranularityStageConfig(**fields.pop("granularity")),
-            seeds=tuple(fields.pop("seeds")),
-            measured_sets=tuple(fields.pop("measured_sets")),
-            **fields,
-        )
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as exc:
+        fields: dict[str, Any] = dict(yaml.safe_load(path.read_text()))
+        teacher = fields["teacher"]
+        stages: dict[str, Any] = {
+            "encoder": build_config(EncoderStageConfig, fields.pop("encoder"), teacher=teacher),
+            "prompts": build_config(PromptStageConfig, fields.pop("prompts"), teacher=teacher),
+            "granularity": build_config(GranularityStageConfig, fields.pop("granularity")),
+        }
+        for name in ("seeds", "measured_sets"):
+            stages[name] = tuple(fields.pop(name))
+        return build_config(AblationConfig, fields, **stages)
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, RunError) as exc:
+        reason = f"{exc} is missing" if isinstance(exc, KeyError) else exc
         raise RunError(
-            f"{path.name}: {exc!r}. Compare it with distillation/ablation_trials.py."
+            f"{path.name}: {reason}. Compare it with distillation/ablation_trials.py."
         ) from exc

@@ -7,7 +7,6 @@ Lines are only appended, so a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from distillation.baselines import (
 from distillation.instances import AnnotatedImage
 from distillation.metrics import Score, mask_iou
 from distillation.prompt_points import centre_click
+from distillation.run_folder import append_line, make_folder, read_lines
 from edgesam_core.arrays import BoxXYXY, ImageRGB, Mask
 
 _RECIPE = ("1", GRABCUT_ITERATIONS, SURE_RADIUS, PROBABLE_RADIUS)
@@ -36,13 +36,15 @@ class BaselineScores:
 
         Args:
             cache: File to read and append to; None keeps nothing.
+
+        Raises:
+            RunError: Its folder cannot be made.
         """
         self._cache = cache
         self._known: dict[str, dict[str, float]] = {}
-        if cache is not None and cache.exists():
-            for line in cache.read_text().splitlines():
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry["ious"]
+        if cache is not None:
+            make_folder(cache.parent)
+            self._known |= {entry["key"]: entry["ious"] for entry in read_lines(cache)}
 
     def measure(
         self, annotated: AnnotatedImage, image: ImageRGB, truths: Sequence[Mask]
@@ -82,11 +84,6 @@ class BaselineScores:
                 "GrabCut/click": grabcut_from_click(image, (x, y)),
             }
             self._known[key] = {name: mask_iou(mask, truth) for name, mask in masks.items()}
-            self._remember(key)
+            if self._cache is not None:
+                append_line(self._cache, {"key": key, "ious": self._known[key]})
         return self._known[key]
-
-    def _remember(self, key: str) -> None:
-        if self._cache is not None:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache.open("a") as file:
-                file.write(json.dumps({"key": key, "ious": self._known[key]}) + "\n")

@@ -7,7 +7,7 @@ prompts, so that one decoder call answers them all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from distillation.prompt_sampling import draw_box, draw_point, innermost_point
 from distillation.step_batches import StepBatches
 from distillation.synth import load_cutouts, paste_scene, procedural_scene
 from edgesam_core.errors import RunError
+
+MOST_DRAWS = 1000
+"""Crops in a row without an object, after which no other is to be expected."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class TrainingScenes(StepBatches[Batch]):
 
         Args:
             config: The recipe.
-            data: Folder with ``open/``, ``cutouts/`` and ``unlabelled/``.
+            data: Folder with ``open/``. Photos in ``unlabelled/`` lend drawn scenes their textures;
+                pasted scenes cannot do without them and ``cutouts/``.
 
         Raises:
             RunError: What is wrong with the data, by file and reason.
@@ -63,8 +67,11 @@ class TrainingScenes(StepBatches[Batch]):
         self.sets, self.held_back_sets = load_both_halves(config, data)
         weights = np.array(list(config.set_weights.values()))
         self.set_shares = weights / weights.sum()
-        self.cutouts = load_cutouts(data / "cutouts")
         self.grounds = [_read_ground(path) for path in sorted((data / "unlabelled").glob("*.jpg"))]
+        if any(phase.pasted for phase in config.phases):
+            self.cutouts = load_cutouts(data / "cutouts")
+            if not self.grounds:
+                raise RunError(f"There is no photo (*.jpg) to paste onto in {data / 'unlabelled'}.")
 
     def draw_step(self, step: int) -> Batch:
         """The batch of a step. Its form is the same in every process, so that none waits long."""
@@ -73,18 +80,15 @@ class TrainingScenes(StepBatches[Batch]):
         rng = np.random.default_rng((self.config.seed, step, self.rank + 1))
         starts_with_box = bool(form.random() < phase.box_share)
         rounds = int(form.integers(phase.fewest_rounds, phase.rounds + 1))
-        crops = [self._draw_usable(rng, phase) for _ in range(phase.batch)]
+        crops = [
+            draw_until_usable(lambda: self._draw(rng, phase), phase.min_area)
+            for _ in range(phase.batch)
+        ]
         masks = [_repeat_to(rng, crop.masks, phase.prompts) for crop in crops]
         jitter = self.config.box_jitter
         boxes = np.stack([[draw_box(rng, mask, jitter=jitter) for mask in m] for m in masks])
         points = np.stack([[draw_point(rng, mask) for mask in m] for m in masks])
         return assemble(crops, masks, boxes, points, starts_with_box, rounds)
-
-    def _draw_usable(self, rng: np.random.Generator, phase: Phase) -> Crop:
-        while True:
-            crop = self._draw(rng, phase)
-            if len(crop.masks):
-                return crop
 
     def _draw(self, rng: np.random.Generator, phase: Phase) -> Crop:
         kind = rng.random()
@@ -102,6 +106,26 @@ class TrainingScenes(StepBatches[Batch]):
     def _draw_photo(self, rng: np.random.Generator) -> LabelledImage:
         images = self.sets[rng.choice(len(self.sets), p=self.set_shares)]
         return images[rng.integers(len(images))]
+
+
+def draw_until_usable(draw: Callable[[], Crop], min_area: float) -> Crop:
+    """The first crop that shows an object.
+
+    Args:
+        draw: Draws a crop.
+        min_area: Share of the crop's area that ``draw`` asks of an object, for the sentence.
+
+    Raises:
+        RunError: ``MOST_DRAWS`` crops have shown none.
+    """
+    for _ in range(MOST_DRAWS):
+        crop = draw()
+        if len(crop.masks):
+            return crop
+    raise RunError(
+        f"min_area: none of {MOST_DRAWS} crops shows an object that fills {min_area:g} of it. "
+        "Ask for smaller ones."
+    )
 
 
 SetsConfig = PromptStageConfig | GranularityStageConfig

@@ -6,7 +6,8 @@ and Detic (LVIS); its repository has no script for it.
 
 LVIS is annotated category by category, so that a detection says nothing where its category was not
 looked for; and not every object of a category is always annotated, so that a detection without
-partner is then no mistake. Both rules stand in ``_FederatedEval``, as in LVIS's own evaluation.
+partner is then no mistake. The first rule is ``_that_count``, the second ``_forgiving_eval``, both
+as in LVIS's own evaluation.
 
 Paper: EdgeSAM (arXiv 2312.06660), section 4.2 and table 4; LVIS (arXiv 1908.03195), section 3.
 """
@@ -145,7 +146,7 @@ def average_precision(
         truth.createIndex()
         # pycocotools writes into what it is given.
         predicted = truth.loadRes([dict(entry) for entry in results]) if results else COCO()
-        measured = (_FederatedEval(images) if is_lvis else COCOeval)(truth, predicted, "segm")
+        measured = (_forgiving_eval(images) if is_lvis else COCOeval)(truth, predicted, "segm")
         measured.params.imgIds = [image.image_id for image in images]
         measured.params.catIds = sorted(annotated.categories)
         if is_lvis:
@@ -179,7 +180,7 @@ def ap_to_markdown(scores: dict[str, float], method: str) -> str:
     )
 
 
-def _FederatedEval(images: Sequence[AnnotatedImage]) -> type[Any]:
+def _forgiving_eval(images: Sequence[AnnotatedImage]) -> type[Any]:
     """COCOeval that forgives detections without partner where LVIS does not annotate every one."""
     incomplete = {
         (image.image_id, category_id)

@@ -5,16 +5,31 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from edgesam_core.errors import EdgeSamError
+from edgesam_core.errors import EdgeSamError, RunError
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``, which ``run_command`` wants."""
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+
+
+@contextmanager
+def naming(file: Path | str) -> Iterator[None]:
+    """Put the name of a file before the sentence about what is wrong with it.
+
+    Raises:
+        RunError: In place of any ``EdgeSamError``.
+    """
+    try:
+        yield
+    except EdgeSamError as exc:
+        raise RunError(f"{file}: {exc.sentence}", detail=exc.detail) from exc
 
 
 def run_command(action: Callable[[], None], *, threads: int) -> int:

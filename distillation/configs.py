@@ -1,27 +1,22 @@
-"""One frozen dataclass per stage; recipes are YAML files that fill it.
+"""One frozen dataclass per stage; recipes are YAML files that fill it (recipe_files.py).
 
 A stage's configuration is the engine's (``EngineConfig``) with the stage's own fields added, so a
 recipe is one flat table. It opens with the command, how long it takes on what, and the result to
-expect. The resolved configuration is saved beside the weights.
+expect.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
-
-from distillation.run_folder import write_whole
 from edgesam_core.errors import RunError
 from edgesam_core.nn.repvit import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What the engine needs of every stage: optimiser, schedule, precision, how often to look."""
+    """What the engine needs of every stage: optimiser, schedule, precision, how often to save."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """"muon": matrices learn by it (muon.py), all else by AdamW."""
@@ -48,7 +43,7 @@ class EngineConfig:
     seed: int = 0
     """Of data, prompts and initialisation."""
     evaluate_every: int = 500
-    """Steps between two looks at held-back images; the last step is always looked at."""
+    """Steps between two evaluations on held-back images; the last step is always evaluated."""
     save_every: int = 100
     """Steps between two checkpoints: so many are done again after a kill at the worst moment."""
 
@@ -91,6 +86,7 @@ class Phase:
     def __post_init__(self) -> None:
         """Refuse contradictions by name."""
         _check_size(self.size)
+        _check_positive(self, "steps", "batch", "prompts")
         if not 1 <= self.fewest_rounds <= self.rounds:
             raise RunError("fewest_rounds: expected at least 1 and at most rounds")
         if self.procedural + self.pasted > 1:
@@ -132,7 +128,7 @@ class PromptStageConfig(EngineConfig):
     max_side: int = 640
     """Long side in pixels at which photos are kept in memory."""
     held_back: int = 32
-    """Held-back images that an evaluation looks at."""
+    """Held-back images that an evaluation asks about."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions by name."""
@@ -177,7 +173,7 @@ class EncoderStageConfig(EngineConfig):
     trunk: Trunk = "repvit_m1"
     """The student's backbone, "repvit_m1" (EdgeSAM) or the larger "repvit_m2_3"."""
     held_back: int = 32
-    """Photos, at most a tenth of all, that are looked at and never learned from."""
+    """Photos, at most a tenth of all, that are evaluated on and never learned from."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, by name."""
@@ -203,7 +199,7 @@ class GranularityStageConfig(EngineConfig):
     max_side: int = 640
     """Long side in pixels at which photos are kept in memory."""
     held_back: int = 32
-    """Held-back images that an evaluation looks at."""
+    """Held-back images that an evaluation asks about."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, by name."""
@@ -215,7 +211,7 @@ class GranularityStageConfig(EngineConfig):
 
 
 def _check_size(size: int) -> None:
-    if size % 64:
+    if size < 64 or size % 64:
         raise RunError(f"size: expected a multiple of 64, got {size}")
 
 
@@ -223,29 +219,3 @@ def _check_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise RunError(f"{name}: expected at least 1, got {getattr(config, name)}")
-
-
-Config = TypeVar("Config", bound=EngineConfig)
-
-
-def load_recipe(path: Path, kind: type[Config]) -> Config:
-    """Read a recipe of one stage; unknown keys are refused.
-
-    Raises:
-        RunError: The file cannot be read, or a key is unknown, missing or contradicts another.
-    """
-    try:
-        fields: dict[str, Any] = yaml.safe_load(path.read_text())
-        if "phases" in fields:
-            fields["phases"] = tuple(Phase(**phase) for phase in fields["phases"])
-        return kind(**fields)
-    except (OSError, yaml.YAMLError, TypeError, RunError) as exc:
-        raise RunError(f"{path.name}: {exc}. Compare it with distillation/configs.py.") from exc
-
-
-def save_recipe(config: EngineConfig, path: Path) -> None:
-    """Write the resolved configuration, so that a run can be repeated."""
-    fields = dataclasses.asdict(config)
-    if "phases" in fields:
-        fields["phases"] = list(fields["phases"])
-    write_whole(path, yaml.safe_dump(fields, sort_keys=False).encode())

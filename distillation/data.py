@@ -29,6 +29,10 @@ MIN_VISIBLE = 0.3
 """A mask of which less than this share lies in the window is not asked for."""
 
 
+PADDING_RGB = (124, 116, 104)
+"""The normalisation's mean colour: serving pads with zeros, after normalising."""
+
+
 @dataclass(frozen=True)
 class LabelledImage:
     """One photo and its instance masks, at the size in which it is kept in memory."""
@@ -109,37 +113,19 @@ def draw_crop(
         max_masks: At most this many masks are decoded.
         min_area: Masks smaller than this share of the crop are left out.
     """
-    height, width = labelled.image.shape[:2]
-    long_side = max(height, width)
-    if rng.random() < 0.4 or not len(labelled.areas):
-        x0 = y0 = 0.0
-        side = float(long_side)
-    else:
-        x, y, w, h = labelled.boxes_xywh[rng.integers(len(labelled.areas))]
-        zoom = np.exp(rng.uniform(np.log(1.15), np.log(5.0)))
-        side = float(np.clip(max(w, h) * zoom, 48, 1.2 * long_side))
-        slack_x, slack_y = max(side - w, 0.0), max(side - h, 0.0)
-        x0 = x - rng.uniform(0.05, 0.95) * slack_x
-        y0 = y - rng.uniform(0.05, 0.95) * slack_y
+    x0, y0, side = _random_window(rng, labelled)
     scale = size / side
     flip = rng.random() < 0.5
     window = window_matrix(x0, y0, scale, size, flip=flip)
 
-    boxes = labelled.boxes_xywh
-    seen_w = np.clip(
-        np.minimum(boxes[:, 0] + boxes[:, 2], x0 + side) - np.maximum(boxes[:, 0], x0), 0, None
-    )
-    seen_h = np.clip(
-        np.minimum(boxes[:, 1] + boxes[:, 3], y0 + side) - np.maximum(boxes[:, 1], y0), 0, None
-    )
-    share = seen_w * seen_h / np.maximum(boxes[:, 2] * boxes[:, 3], 1)
+    share = _shares_inside(labelled.boxes_xywh, x0, y0, side)
     large_enough = labelled.areas * share * scale**2 >= min_area * size**2
     usable = np.flatnonzero((share >= MIN_VISIBLE) & large_enough)
     chosen = rng.permutation(usable)[:max_masks]
 
     shrink = cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR
     image = jitter_colour(rng, labelled.image)
-    image = warp(image, window, scale, size, shrink, border=(124, 116, 104))
+    image = warp(image, window, scale, size, shrink, border=PADDING_RGB)
     masks = [
         warp(coco_mask.decode(labelled.coco_rles[i]) * 255, window, scale, size, shrink, border=0)
         for i in chosen
@@ -147,9 +133,31 @@ def draw_crop(
     sharp = np.array([m > 127 for m in masks], bool).reshape(-1, size, size)
     floor = 0.5 * min_area * size**2
     sharp = sharp[sharp.sum(axis=(1, 2)) >= max(floor, 12)]
-    everywhere = np.full((height, width), 255, np.uint8)
+    everywhere = np.full(labelled.image.shape[:2], 255, np.uint8)
     valid = warp(everywhere, window, scale, size, shrink, border=0)
     return Crop(image, sharp.astype(np.uint8) * 255, valid)
+
+
+def _random_window(rng: np.random.Generator, labelled: LabelledImage) -> tuple[float, float, float]:
+    """Left, upper edge and side of a square, in pixels of the photo; it may stick out."""
+    long_side = max(labelled.image.shape[:2])
+    if rng.random() < 0.4 or not len(labelled.areas):
+        return 0.0, 0.0, float(long_side)
+    x, y, w, h = labelled.boxes_xywh[rng.integers(len(labelled.areas))]
+    zoom = np.exp(rng.uniform(np.log(1.15), np.log(5.0)))
+    side = float(np.clip(max(w, h) * zoom, 48, 1.2 * long_side))
+    slack_x, slack_y = max(side - w, 0.0), max(side - h, 0.0)
+    x0 = x - rng.uniform(0.05, 0.95) * slack_x
+    y0 = y - rng.uniform(0.05, 0.95) * slack_y
+    return x0, y0, side
+
+
+def _shares_inside(boxes_xywh: np.ndarray, x0: float, y0: float, side: float) -> np.ndarray:
+    """How much of each box lies in a square window: [K, 4] -> [K], 0 to 1."""
+    window = np.array([x0, y0, x0 + side, y0 + side], np.float32)
+    corner, extent = boxes_xywh[:, :2], boxes_xywh[:, 2:]
+    seen = np.minimum(corner + extent, window[2:]) - np.maximum(corner, window[:2])
+    return np.clip(seen, 0, None).prod(axis=1) / np.maximum(extent.prod(axis=1), 1)
 
 
 def window_matrix(x0: float, y0: float, scale: float, size: int, *, flip: bool) -> np.ndarray:

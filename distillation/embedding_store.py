@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distillation.run_folder import write_whole
+from distillation.run_folder import make_folder, write_whole
 from edgesam_core.arrays import SizeHW
 from edgesam_core.errors import RunError
 
@@ -95,7 +95,7 @@ class EmbeddingStore:
             lines = "".join(map(_line, store.entries.values()))
             write_whole(folder / "index.jsonl", lines.encode())
             return store
-        (folder / "embeddings").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "embeddings")
         description = json.dumps(dataclasses.asdict(info), indent=2) + "\n"
         write_whole(folder / "store.json", description.encode())
         return cls(folder, info, {})

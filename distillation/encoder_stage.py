@@ -13,8 +13,8 @@ A student at 512 has 32 x 32 cells where its teacher at 1024 has 64 x 64: the ta
 mean of the teacher's cells that lie in the student's.
 
 Papers: EdgeSAM (arXiv 2312.06660), MobileSAM (arXiv 2306.14289). Where this differs from EdgeSAM's
-code: the learning rate does not drop by half where the warm-up ends (engine.py), and BatchNorm has
-the statistics of each process's own images.
+code: the learning rate does not drop by half where the warm-up ends (optimisation.py), and
+BatchNorm has the statistics of each process's own images.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from distillation.command import add_threads, run_command
-from distillation.configs import EncoderStageConfig, load_recipe
+from distillation.command import add_threads, naming, run_command
+from distillation.configs import EncoderStageConfig
 from distillation.embedding_sheet import draw_embeddings
 from distillation.embedding_store import EmbeddingStore, Entry
-from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
+from distillation.engine import Evaluation, Stage, StepResult, fit
 from distillation.losses import embedding_loss
 from distillation.network_input import valid_cells
+from distillation.recipe_files import load_recipe
+from distillation.step_batches import StepBatches, draw_in_workers
 from edgesam_core.errors import RunError
 from edgesam_core.image import read_image
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
@@ -90,8 +91,7 @@ class EncoderStage(Stage):
 
         Raises:
             RunError: The store is another teacher's, of a size that does not go with the student's,
-                or photos are missing.
-            BundleError: A checkpoint is no such network.
+                photos are missing, or a checkpoint is no such network.
         """
         super().__init__()
         self.config, self.steps, self.images = config, config.steps, images
@@ -101,9 +101,11 @@ class EncoderStage(Stage):
         self.student = EdgeSam(trunk=config.trunk)
         cast("Any", self.student).to(memory_format=torch.channels_last)
         if init is not None:
-            load_state_dict(self.student, read_checkpoint(init))
+            with naming(init):
+                load_state_dict(self.student, read_checkpoint(init))
         if decoder is not None:
-            source = read_model(decoder)
+            with naming(decoder):
+                source = read_model(decoder)
             self.student.draws_prompts = source.draws_prompts
             self.student.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
             self.student.mask_decoder.load_state_dict(source.mask_decoder.state_dict())
@@ -119,9 +121,7 @@ class EncoderStage(Stage):
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[EncoderBatch]:
         """Every photo once in an epoch, in an order drawn for it; the processes share an epoch."""
-        photos = _Photos(self, rank, world)
-        steps, workers = range(first_step, self.steps), data_workers()
-        yield from DataLoader(photos, batch_size=None, sampler=steps, num_workers=workers)
+        return draw_in_workers(_Photos(self).starting_at(first_step, rank, world))
 
     @torch.no_grad()
     def evaluate(self, averaged: nn.Module) -> Evaluation:
@@ -183,13 +183,12 @@ class EncoderStage(Stage):
         return read_image(data)
 
 
-class _Photos(Dataset[EncoderBatch]):
-    """Step -> batch, for worker processes."""
+class _Photos(StepBatches[EncoderBatch]):
+    def __init__(self, stage: EncoderStage) -> None:
+        super().__init__(stage.steps)
+        self.stage = stage
 
-    def __init__(self, stage: EncoderStage, rank: int, world: int) -> None:
-        self.stage, self.rank, self.world = stage, rank, world
-
-    def __getitem__(self, step: int) -> EncoderBatch:
+    def draw_step(self, step: int) -> EncoderBatch:
         entries, config = self.stage.learned_from, self.stage.config
         first = (step * self.world + self.rank) * config.batch
         chosen = []
@@ -226,7 +225,7 @@ def check_store(store: EmbeddingStore, config: EncoderStageConfig, images: Path)
 
 
 def split_store(store: EmbeddingStore, held_back: int) -> tuple[list[Entry], list[Entry]]:
-    """Photos to look at and photos to learn from, told apart by the hash of their bytes.
+    """Photos to evaluate on and photos to learn from, told apart by the hash of their bytes.
 
     Returns:
         At most ``held_back`` and at most a tenth of all (but one), and the others in order.

@@ -38,7 +38,7 @@ from distillation.click_rounds import Answerer
 from distillation.coco import decode_image, find_sets, load_set, refuse
 from distillation.coco_ap import ap_to_markdown, load_detections, mask_ap
 from distillation.instances import AnnotatedSet
-from distillation.measuring import BY_RULE, WITH_LOGITS, EvaluationConfig, evaluate
+from distillation.measuring import BY_RULE, WITH_LOGITS, MeasuringConfig, score_images
 from distillation.metrics import (
     COLUMNS,
     STARTS,
@@ -56,12 +56,11 @@ from distillation.metrics import (
 )
 from distillation.plots import save_plots
 from distillation.prompt_points import PROTOCOLS
+from distillation.run_folder import make_folder, write_whole
 from distillation.worst_cases import WorstCases
 from edgesam_core.bundle import Bundle
 from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.segmenter import Segmenter
-
-__all__ = ["EvaluationConfig", "evaluate", "main", "report"]
 
 COUNTED_IOUS = (85, 90)
 """Per cent, for which clicks are counted."""
@@ -126,21 +125,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
     worst = WorstCases() if options.out else None
     try:
+        if worst is not None:  # before hours are spent on what could not be kept
+            make_folder(options.out)
         result, scores = _measure(options, worst)
+        table = tables(result)
+        print(table)
+        if "refines_with_mask_input" in result:
+            print("refines_with_mask_input:", str(result["refines_with_mask_input"]).lower())
+        if worst is not None:
+            write_whole(options.out / "scores.json", _as_json(result).encode())
+            write_whole(options.out / "scores.md", table.encode())
+            save_plots(scores, options.out)
+            worst.save(options.out)
     except EdgeSamError as exc:
         print(exc.sentence, file=sys.stderr)
         return 1
-    table = tables(result)
-    print(table)
-    if "refines_with_mask_input" in result:
-        print("refines_with_mask_input:", str(result["refines_with_mask_input"]).lower())
-    if worst is not None:
-        folder: Path = options.out
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scores.json").write_text(_as_json(result))
-        (folder / "scores.md").write_text(table)
-        save_plots(scores, folder)
-        worst.save(folder)
     return 0
 
 
@@ -149,7 +148,7 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Score]]:
     """Everything that the command line asks for; what cannot be used is refused before."""
     started = time.monotonic()
-    config = EvaluationConfig(
+    config = MeasuringConfig(
         starts=tuple(options.starts),
         protocols=tuple(options.protocol),
         mask_input=options.mask_input,
@@ -173,7 +172,7 @@ def _measure(
     refuse([finding for image in images for finding in decode_image(image)[2]])
     ap = _measure_ap(options, sets, answerer) if options.boxes else None
     baselines = BaselineScores(options.baseline_cache) if options.baselines else None
-    scores = evaluate(
+    scores = score_images(
         answerer, images, method=method, config=config, baselines=baselines, worst=worst
     )
     if not scores:

@@ -26,18 +26,19 @@ from typing import Self
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from distillation.command import add_threads, run_command
-from distillation.configs import GranularityStageConfig, load_recipe
+from distillation.command import add_threads, naming, run_command
+from distillation.configs import GranularityStageConfig
 from distillation.data import Crop
-from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
+from distillation.engine import Evaluation, Stage, StepResult, fit
 from distillation.labelled_boxes import BoxBatch, LabelledBoxes, held_back_crops, mask_box
 from distillation.metrics import mask_iou
 from distillation.network_input import normalise
 from distillation.prompt_sampling import innermost_point
 from distillation.proposal_loss import box_iou, proposal_loss
+from distillation.recipe_files import load_recipe
 from distillation.sheets import Sample, draw_sheet
+from distillation.step_batches import draw_in_workers
 from distillation.torch_segmenter import TorchSegmenter
 from edgesam_core.decode import Prompt
 from edgesam_core.encode import Embedding
@@ -77,8 +78,8 @@ class GranularityStage(Stage):
             init: A checkpoint whose prior to start from instead of a random one.
 
         Raises:
-            RunError: The model is not EdgeSAM or of another size, or the data is wrong.
-            BundleError: A checkpoint cannot be read or does not fit.
+            RunError: The model is not EdgeSAM or of another size, a checkpoint cannot be read or
+                does not fit, or the data is wrong.
         """
         super().__init__()
         self.config, self.steps = config, config.steps
@@ -87,10 +88,14 @@ class GranularityStage(Stage):
         features = self.features(torch.zeros(1, 3, 64, 64))
         self.student = GranularityPrior([feature.shape[1] for feature in features])
         if init is not None:
-            start = build_granularity_prior(read_checkpoint(init))
+            with naming(init):
+                start = build_granularity_prior(read_checkpoint(init))
             if start is None:
                 raise RunError(f"{init} holds no granularity prior.")
-            self.student.load_state_dict(start.state_dict())
+            try:
+                self.student.load_state_dict(start.state_dict())
+            except RuntimeError as exc:
+                raise RunError(f"{init}: its granularity prior is of another model.") from exc
         table = torch.from_numpy(anchors(config.size).copy())
         self.register_buffer("anchors", table, persistent=False)
         self.photos = LabelledBoxes(config, data)
@@ -121,9 +126,7 @@ class GranularityStage(Stage):
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[BoxBatch]:
         """Photos from worker processes, step by step in order however many they are."""
-        photos = self.photos.starting_at(first_step, rank)
-        workers = data_workers()
-        yield from DataLoader(photos, batch_size=None, num_workers=workers, prefetch_factor=4)
+        return draw_in_workers(self.photos.starting_at(first_step, rank, world))
 
     @torch.no_grad()
     def evaluate(self, averaged: nn.Module) -> Evaluation:
@@ -166,10 +169,11 @@ def read_frozen(path: Path, size: int) -> EdgeSam:
     """The model under the prior, frozen, in evaluation mode.
 
     Raises:
-        RunError: It is not EdgeSAM, or a bundle of another input size than the recipe's.
-        BundleError: It cannot be read.
+        RunError: It cannot be read, is not EdgeSAM, or a bundle of another input size than the
+            recipe's.
     """
-    model = read_model(path)
+    with naming(path):
+        model = read_model(path)
     if not isinstance(model, EdgeSam):
         raise RunError(f"{path} is {model.architecture}: a granularity prior goes with EdgeSAM.")
     if model.input_size not in (None, size):

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from distillation.batches import in_turn, load_sets
+from distillation.batches import draw_until_usable, in_turn, load_sets
 from distillation.configs import GranularityStageConfig
 from distillation.data import Crop, LabelledImage, draw_crop
 from distillation.step_batches import StepBatches
@@ -57,14 +57,14 @@ class LabelledBoxes(StepBatches[BoxBatch]):
     def draw_step(self, step: int) -> BoxBatch:
         """The batch of a step."""
         rng = np.random.default_rng((self.config.seed, step, self.rank))
-        return assemble([self._draw(rng) for _ in range(self.config.batch)])
+        min_area = self.config.min_area
+        return assemble(
+            [draw_until_usable(lambda: self._draw(rng), min_area) for _ in range(self.config.batch)]
+        )
 
     def _draw(self, rng: np.random.Generator) -> Crop:
-        while True:
-            images = self.sets[rng.choice(len(self.sets), p=self.set_shares)]
-            crop = draw_labelled(rng, images[rng.integers(len(images))], self.config)
-            if len(crop.masks):
-                return crop
+        images = self.sets[rng.choice(len(self.sets), p=self.set_shares)]
+        return draw_labelled(rng, images[rng.integers(len(images))], self.config)
 
 
 def held_back_crops(config: GranularityStageConfig, data: Path) -> list[Crop]:

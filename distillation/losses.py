@@ -1,10 +1,11 @@
 """What a student is measured by while learning.
 
 Two families. With a network as the teacher, the published losses: squared error between embeddings
-(stage 1), and BCE 5 + Dice 5 on the teacher's masks (stage 2). With masks as the only teacher, the
-ones further down: objects there run from specks to half an image, and a plain mean over all pixels
-let every mask collapse to empty, so that BCE is averaged inside and outside a neighbourhood of the
-object separately, which makes it independent of the object's size.
+(``embedding_loss``, stage 1), and BCE 5 + Dice 5 on the teacher's masks (``network_teacher_loss``,
+stage 2). With masks as the only teacher ``masks_teacher_loss``: objects there run from specks to
+half an image, and a plain mean over all pixels let every mask collapse to empty, so that BCE is
+averaged inside and outside a neighbourhood of the object separately, which makes it independent of
+the object's size.
 
 Targets are soft: the share of each low-res cell that the object covers, so that the zero crossing
 of the up-scaled logits can lie between cells.
@@ -44,7 +45,7 @@ def embedding_loss(
     return ((error * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))).mean()
 
 
-def distillation_loss(
+def network_teacher_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
     valid: torch.Tensor,
@@ -52,7 +53,7 @@ def distillation_loss(
     rounds: int,
     hardness: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Stage 2's loss of one decoding round; the step's is the sum over its rounds.
+    """The loss of one decoding round under a network; the step's is the sum over its rounds.
 
     Args:
         logits: [B, M, h, w], as many of the student's masks as the teacher answered with.
@@ -95,6 +96,15 @@ def valid_dice(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor)
     return 1 - (2 * overlap + 1) / (total + 1)
 
 
+def thresholded_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """IoU of logits cut at 0 with soft targets cut at 0.5: [..., h, w] -> [...], no gradient."""
+    with torch.no_grad():
+        predicted, wanted = logits > 0, targets > 0.5
+        overlap = (predicted & wanted).sum(dim=(-2, -1)).float()
+        union = (predicted | wanted).sum(dim=(-2, -1)).float()
+        return overlap / union.clamp_min(1)
+
+
 def mask_hardness(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """How far the student lags behind its teacher, as a weight for each mask: [B, M], no gradient.
 
@@ -111,8 +121,8 @@ def mask_hardness(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tens
         - 1); eps is ours, for a student that found nothing.
     """
     truth = masks[:, None]
-    teacher_iou = soft_iou(targets - 0.5, truth)
-    return torch.sigmoid(teacher_iou / (soft_iou(logits, truth) + 1e-6) - 1)
+    teacher_iou = thresholded_iou(targets - 0.5, truth)  # as logits, which are cut at 0
+    return torch.sigmoid(teacher_iou / (thresholded_iou(logits, truth) + 1e-6) - 1)
 
 
 def iou_token_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -159,16 +169,7 @@ def balanced_bce(
     return mean_near + outside * mean_far
 
 
-def soft_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """IoU of the thresholded masks: [..., h, w] -> [...], no gradient."""
-    with torch.no_grad():
-        predicted, wanted = logits > 0, targets > 0.5
-        overlap = (predicted & wanted).sum(dim=(-2, -1)).float()
-        union = (predicted | wanted).sum(dim=(-2, -1)).float()
-        return overlap / union.clamp_min(1)
-
-
-def mask_loss(
+def masks_teacher_loss(
     logits: torch.Tensor,
     iou_predictions: torch.Tensor,
     targets: torch.Tensor,
@@ -176,7 +177,7 @@ def mask_loss(
     several: bool,
     iou_weight: float,
 ) -> torch.Tensor:
-    """The loss of one decoding round.
+    """The loss of one decoding round where masks are the teacher.
 
     Mask 0 answers every prompt. After a single ambiguous click, masks 1 to 3 share a second loss,
     of which only the best of the three counts: they can specialise in parts and wholes.
@@ -201,5 +202,5 @@ def mask_loss(
     loss = per_mask[:, 0].mean()
     if several:
         loss = loss + 0.5 * per_mask[:, 1:].amin(dim=1).mean()
-    iou_error = (iou_predictions[:, : used.shape[1]] - soft_iou(used, target)).square().mean()
-    return loss + iou_weight * iou_error
+    iou_errors = iou_predictions[:, : used.shape[1]] - thresholded_iou(used, target)
+    return loss + iou_weight * iou_errors.square().mean()

@@ -22,7 +22,7 @@ from distillation.candidate_rules import ious_by_rule
 from distillation.click_rounds import Answerer, Turn, ask, box_prompt, click_prompt, play_rounds
 from distillation.instances import AnnotatedImage
 from distillation.metrics import MAX_CLICKS, STARTS, Score, clicks_column, mask_iou
-from distillation.prompt_points import PROTOCOLS, Protocol, random_click, seed_of
+from distillation.prompt_points import PROTOCOLS, ClickProtocol, random_click, seed_of
 from distillation.worst_cases import WorstCases
 from edgesam_core.arrays import ImageRGB, Mask
 from edgesam_core.decode import Prompt
@@ -47,7 +47,7 @@ ENOUGH_IOU = 0.9
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class MeasuringConfig:
     """What is asked."""
 
     starts: tuple[str, ...] = STARTS
@@ -64,12 +64,12 @@ class EvaluationConfig:
     """Whether to compare rules for choosing one of the four masks; needs a ``Segmenter``."""
 
 
-def evaluate(
+def score_images(
     answerer: Answerer | None,
     images: Iterable[AnnotatedImage],
     *,
     method: str = "model",
-    config: EvaluationConfig | None = None,
+    config: MeasuringConfig | None = None,
     baselines: BaselineScores | None = None,
     worst: WorstCases | None = None,
 ) -> list[Score]:
@@ -87,21 +87,21 @@ def evaluate(
     Raises:
         RunError: An image or mask that cannot be used, by name.
     """
-    config = config or EvaluationConfig()
+    config = config or MeasuringConfig()
     scores: list[Score] = []
     for annotated in images:
         image = annotated.read()
         truths = [instance.mask() for instance in annotated.instances]
         if answerer is not None:
-            look = _Look(answerer, annotated, image, truths, worst)
-            scores += look.scores(method, config)
+            asked = _ImageAsked(answerer, annotated, image, truths, worst)
+            scores += asked.scores(method, config)
         if baselines is not None:
             scores += baselines.measure(annotated, image, truths)
         logger.info("%s, image %d", annotated.set_name, annotated.image_id)
     return scores
 
 
-class _Look:
+class _ImageAsked:
     """One image in front of one answerer."""
 
     def __init__(
@@ -117,7 +117,7 @@ class _Look:
         self._embedding: Any = answerer.embed(image)
         self._seeds = [seed_of(annotated.set_name, i.annotation_id) for i in annotated.instances]
 
-    def scores(self, method: str, config: EvaluationConfig) -> Iterator[Score]:
+    def scores(self, method: str, config: MeasuringConfig) -> Iterator[Score]:
         """All scores of this image."""
         feeds = (False, True) if config.mask_input else (False,)
         for name in config.protocols:
@@ -149,7 +149,7 @@ class _Look:
             for start in (start for start in config.starts if start != "box"):
                 yield from self._try_rules(self._answerer, start, config)
 
-    def _first_prompts(self, start: str, protocol: Protocol) -> list[Prompt]:
+    def _first_prompts(self, start: str, protocol: ClickProtocol) -> list[Prompt]:
         if start == "box":
             return [box_prompt(instance.box_xyxy) for instance in self._annotated.instances]
         if start == "click":
@@ -180,7 +180,7 @@ class _Look:
             yield from self._score(method, clicks_column(clicks), turns)
 
     def _try_rules(
-        self, segmenter: Segmenter, start: str, config: EvaluationConfig
+        self, segmenter: Segmenter, start: str, config: MeasuringConfig
     ) -> Iterator[Score]:
         prompts = self._first_prompts(start, PROTOCOLS[config.protocols[0]])
         chosen = ious_by_rule(segmenter, self._embedding, prompts, self._truths)

@@ -91,8 +91,8 @@ def mean_ious(scores: Iterable[Score]) -> Means:
 def mean_ious_by_set(scores: Sequence[Score]) -> dict[str, Means]:
     """``mean_ious`` of everything, of the photo sets together, and of each set.
 
-    The keys are "all", "photos" (only where every one of ``PHOTO_SETS`` was measured), and the
-    names of the sets.
+    The keys are "all", "photos" (only where every one of ``PHOTO_SETS`` was measured, and others
+    beside them), and the names of the sets.
     """
     names = sorted({score.set_name for score in scores})
     tables = {"all": mean_ious(scores)}

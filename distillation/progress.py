@@ -79,8 +79,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     training = [row for row in rows if "held_back" not in row]
-    looks = [{"step": row["step"], **row["held_back"]} for row in rows if "held_back" in row]
-    for kind, style, some in (("training", ".-", training), ("held back", "o--", looks)):
+    evaluations = [{"step": row["step"], **row["held_back"]} for row in rows if "held_back" in row]
+    for kind, style, some in (("training", ".-", training), ("held back", "o--", evaluations)):
         for name in sorted({name for row in some for name in row} - NOT_DRAWN):
             points = [(row["step"], row[name]) for row in some if name in row]
             axes = above if name.endswith(("loss", "error")) else below

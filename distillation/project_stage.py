@@ -32,14 +32,14 @@ import torch
 from distillation.batches import Batch
 from distillation.challenger import export_challenger
 from distillation.command import add_threads, run_command
-from distillation.configs import load_recipe
 from distillation.engine import Stage, fit, seed_step
 from distillation.feature_cache import FeatureCache
 from distillation.project_batches import ProjectBatch, ProjectScenes, ProjectStageConfig
 from distillation.project_set import ProjectSet, load_project_set, read_images
 from distillation.project_teacher import ProjectTeacher, embed_features
 from distillation.prompt_stage import PromptStage
-from distillation.run_folder import open_run, write_whole
+from distillation.recipe_files import load_recipe
+from distillation.run_folder import make_folder, write_whole
 from edgesam_core.bundle import Bundle
 from edgesam_core.errors import RunError
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -184,7 +184,7 @@ def train(
         return
     config = load_recipe(recipe, ProjectStageConfig)
     training = run / "training"
-    open_run(training)
+    make_folder(training)
     stage = ProjectStage(config, base, run / "snapshot", training / "features")
     stage.steps = plan_steps(stage, training, minutes=minutes, steps=steps)
     config = dataclasses.replace(stage.config, decay_steps=max(1, stage.steps // 2))

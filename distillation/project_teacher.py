@@ -9,7 +9,7 @@ import torch
 
 from distillation.batches import Batch
 from distillation.project_batches import ProjectBatch
-from distillation.teachers import Answer, NetworkTeacher, Prompts
+from distillation.teachers import NetworkTeacher, Prompts, TeacherAnswer
 from edgesam_core.nn.edge_sam import EdgeSam
 
 
@@ -25,7 +25,7 @@ class ProjectTeacher(torch.nn.Module):
         super().__init__()
         self.base = NetworkTeacher(base, name="base", input_size=base.input_size or 0)
 
-    def look(self, batch: Batch) -> _ProjectLook:
+    def for_batch(self, batch: Batch) -> _ProjectOnBatch:
         """Embed the images again as the base does, if anything is to be asked of it."""
         asked = cast("ProjectBatch", batch)
         prompts_per_image = batch.points.shape[1]
@@ -36,11 +36,11 @@ class ProjectTeacher(torch.nn.Module):
                 of_images = embed_features(cast("EdgeSam", self.base.network), asked)
             embedding = of_images[rows // prompts_per_image]
         targets = batch.targets.flatten(0, 1)[:, None].float() / 255
-        return _ProjectLook(self.base.network, targets, rows, embedding)
+        return _ProjectOnBatch(self.base.network, targets, rows, embedding)
 
 
 @dataclass(frozen=True)
-class _ProjectLook:
+class _ProjectOnBatch:
     base: Any
     targets: torch.Tensor
     """[B, 1, S/4, S/4]."""
@@ -50,17 +50,17 @@ class _ProjectLook:
     """[len(rows), 256, S/16, S/16]."""
 
     @torch.no_grad()
-    def answer(self, prompts: Prompts) -> Answer:
+    def answer(self, prompts: Prompts) -> TeacherAnswer:
         """The annotators' masks; the base's mask 0 elsewhere."""
         compared = torch.zeros(len(self.targets), dtype=torch.int64, device=self.targets.device)
         if self.embedding is None:
-            return Answer(self.targets, compared, None)
+            return TeacherAnswer(self.targets, compared, None)
         asked = {k: v[self.rows] for k, v in vars(prompts).items() if v is not None}
         asked.pop("mask_input", None)  # the student's own, which the base did not answer
         logits, _ = self.base.decode(self.embedding, **asked, num_multimask_outputs=1)
         targets = self.targets.clone()
         targets[self.rows] = (logits > 0).to(targets.dtype)
-        return Answer(targets, compared, None)
+        return TeacherAnswer(targets, compared, None)
 
 
 def embed_features(student: EdgeSam, batch: ProjectBatch) -> torch.Tensor:

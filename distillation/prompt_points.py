@@ -32,10 +32,11 @@ Click = tuple[float, float, int]
 GRID = 256
 """Places along the long side at which prediction and truth are compared for the next click."""
 
-MIN_WRONG_CELLS = 10
-"""With fewer wrong places the mask is left as it is.
+MIN_WRONG_PLACES = 10
+"""With fewer wrong places of the grid the mask is left as it is.
 
 Source: EdgeSAM's evaluation: fewer than 10 wrong pixels of 256 x 256 get the label -2, "ignore".
+Training counts the cells of its own, mostly coarser grid (``prompt_sampling.MIN_WRONG_CELLS``).
 """
 
 _SIDE, _CORNER = np.exp(-1 / 0.35), np.exp(-np.sqrt(2) / 0.35)
@@ -149,7 +150,7 @@ def wrong_pixel_click(
     columns = ((np.arange(round(width / cell_px)) + 0.5) * cell_px).astype(int).clip(0, width - 1)
     cells = np.ix_(rows, columns)
     wrong = np.argwhere(prediction[cells] != truth[cells])
-    if len(wrong) < MIN_WRONG_CELLS:
+    if len(wrong) < MIN_WRONG_PLACES:
         return None
     i, j = wrong[np.random.default_rng(seed).integers(len(wrong))]
     row, column = int(rows[i]), int(columns[j])
@@ -190,7 +191,7 @@ CorrectiveClick = Callable[[Mask, Mask, int, PointCoords | None], Click | None]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ClickProtocol:
     """How the clicks of one published evaluation are found."""
 
     first: Callable[[Mask], Click]
@@ -198,7 +199,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "paper": Protocol(centre_click, wrong_pixel_click),
-    "sam": Protocol(farthest_click, middle_of_error_click),
+    "paper": ClickProtocol(centre_click, wrong_pixel_click),
+    "sam": ClickProtocol(farthest_click, middle_of_error_click),
 }
 """By the name on the command line."""

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 MIN_WRONG_CELLS = 3
-"""Fewer wrong cells than this draw no click; the label is then -2, EdgeSAM's "ignore" token.
+"""Fewer wrong cells of S/4 x S/4 draw no click; the label is then -2, EdgeSAM's "ignore" token.
 
-Source: EdgeSAM uses 10 of 256 x 256 cells; at the sizes of our crops that would be a whole object.
+Source: EdgeSAM uses 10 of the 256 x 256 cells of S = 1024, and so does our evaluation, whose grid
+is always that fine (prompt_points.py). Here the grid shrinks with the crop: at S = 256 the same
+share of it is less than one cell, and 10 cells can be a whole object.
 """
 
 

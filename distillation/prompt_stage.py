@@ -28,27 +28,29 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from distillation.batches import Batch, TrainingScenes, held_back_batches
-from distillation.command import add_threads, run_command
-from distillation.configs import PromptStageConfig, load_recipe
-from distillation.engine import Evaluation, Stage, StepResult, data_workers, fit
-from distillation.lora import add_adapters, merge_adapters
+from distillation.command import add_threads, naming, run_command
+from distillation.configs import PromptStageConfig
+from distillation.engine import Evaluation, Stage, StepResult, fit
+from distillation.lora import merge_adapters
 from distillation.losses import (
-    distillation_loss,
     iou_token_loss,
     mask_hardness,
-    mask_loss,
-    soft_iou,
+    masks_teacher_loss,
+    network_teacher_loss,
+    thresholded_iou,
 )
 from distillation.network_input import normalise
 from distillation.prompt_sampling import corrective_click
+from distillation.recipe_files import load_recipe
 from distillation.sheets import Sample, draw_sheet
-from distillation.teachers import Answer, Prompts, load_teacher
+from distillation.step_batches import draw_in_workers
+from distillation.student import build_student
+from distillation.teachers import Prompts, Teacher, TeacherAnswer, load_teacher
 from edgesam_core.decode import Prompt
-from edgesam_core.errors import EdgeSamError, RunError
-from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
+from edgesam_core.errors import RunError
+from edgesam_core.nn.checkpoint import official_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
 
 SHEET_SAMPLES = 16
@@ -56,9 +58,10 @@ SHEET_SAMPLES = 16
 
 
 class PromptStage(Stage):
-    """The student, its teacher, and the scenes they both look at."""
+    """The student, its teacher, and the scenes that both are shown."""
 
     student: EdgeSam
+    teacher: Teacher
 
     def __init__(self, config: PromptStageConfig, data: Path, *, init: Path | None = None) -> None:
         """Load everything that the run needs, so that what is wrong shows before the first step.
@@ -75,7 +78,8 @@ class PromptStage(Stage):
         self.config, self.steps = config, config.steps
         wrong = []
         try:
-            self.teacher = build_teacher(config)
+            with naming(config.teacher):
+                self.teacher = load_teacher(config.teacher, input_size=config.teacher_input_size)
             self.student = build_student(config, init, self.teacher)
         except RunError as exc:
             wrong.append(exc.sentence)
@@ -91,19 +95,19 @@ class PromptStage(Stage):
         """The loop of one step: decode, compare, click where it is wrong, decode again."""
         embedding = self.embed(self.student, batch)
         embedding = embedding.repeat_interleave(batch.points.shape[1], dim=0)  # [I*P, 256, s, s]
-        look = self.teacher.look(batch)
+        teacher = self.teacher.for_batch(batch)
         prompts = first_prompts(batch)
         total = embedding.new_zeros((), dtype=torch.float32)
         ious = []
         for round_index in range(batch.rounds):
             logits, iou_predictions = self.student.decode(embedding, **vars(prompts))
-            answer = look.answer(prompts)
+            answer = teacher.answer(prompts)
             with torch.autocast(logits.device.type, enabled=False):
                 logits, iou_predictions = logits.float(), iou_predictions.float()
                 several = round_index == 0 and not batch.starts_with_box
                 total = total + self.round_loss(logits, iou_predictions, answer, batch, several)
             shown, wanted = compared_masks(logits, answer)
-            ious.append(soft_iou(shown, wanted).mean())
+            ious.append(thresholded_iou(shown, wanted).mean())
             if round_index + 1 < batch.rounds:
                 prompts = self.corrected(prompts, shown, wanted, batch)
         kind = "box" if batch.starts_with_box else "click"
@@ -117,15 +121,20 @@ class PromptStage(Stage):
         self,
         logits: torch.Tensor,
         iou_predictions: torch.Tensor,
-        answer: Answer,
+        answer: TeacherAnswer,
         batch: Batch,
         several: bool,
     ) -> torch.Tensor:
         """A round's share of the loss; ``several``: the prompt is a single click."""
         config, rounds = self.config, batch.rounds
         if config.teacher == "masks":
-            targets, weight = answer.targets[:, 0], config.iou_weight
-            loss = mask_loss(logits, iou_predictions, targets, several=several, iou_weight=weight)
+            loss = masks_teacher_loss(
+                logits,
+                iou_predictions,
+                answer.targets[:, 0],
+                several=several,
+                iou_weight=config.iou_weight,
+            )
             return loss / rounds
         count = answer.targets.shape[1]  # 4 for clicks, 1 for boxes
         logits, iou_predictions = logits[:, :count], iou_predictions[:, :count]
@@ -133,8 +142,8 @@ class PromptStage(Stage):
         if config.hard_mask_weighting:
             truth = batch.targets.flatten(0, 1).float() / 255
             hardness = mask_hardness(logits, answer.targets, truth)
-        loss = distillation_loss(
-            logits, answer.targets, valid_cells(batch)[:, None], rounds=rounds, hardness=hardness
+        loss = network_teacher_loss(
+            logits, answer.targets, image_share(batch)[:, None], rounds=rounds, hardness=hardness
         )
         if config.iou_weight and answer.iou_predictions is not None:
             iou_loss = iou_token_loss(iou_predictions, answer.iou_predictions)
@@ -146,7 +155,7 @@ class PromptStage(Stage):
     ) -> Prompts:
         """The prompts with one click more, and in some rounds with the logits it corrects."""
         shown = shown.detach()
-        inside = valid_cells(batch) > 0.5
+        inside = image_share(batch) > 0.5
         click, label = corrective_click((shown > 0) & inside, (wanted > 0.5) & inside)
         points, labels = prompts.point_coords, prompts.point_labels
         fed_back = bool(torch.rand(()) < self.config.mask_input_share)
@@ -159,9 +168,7 @@ class PromptStage(Stage):
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
         """From worker processes, step by step in order however many they are."""
-        scenes = self.scenes.starting_at(first_step, rank)
-        workers = data_workers()
-        yield from DataLoader(scenes, batch_size=None, num_workers=workers, prefetch_factor=4)
+        return draw_in_workers(self.scenes.starting_at(first_step, rank, world))
 
     @torch.no_grad()
     def evaluate(self, averaged: torch.nn.Module) -> Evaluation:
@@ -178,7 +185,7 @@ class PromptStage(Stage):
                 prompts = first_prompts(dataclasses.replace(batch, starts_with_box=starts_with_box))
                 logits, _ = student.decode(embedding, **_on(device, prompts))
                 mask_0 = logits[:, 0].float().cpu()
-                ious[name].append(soft_iou(mask_0, targets))
+                ious[name].append(thresholded_iou(mask_0, targets))
                 if len(samples) < SHEET_SAMPLES:
                     samples += pick_samples(batch, mask_0, ious[name][-1], starts_with_box)
         scores = {name: torch.cat(some).mean().item() for name, some in ious.items() if some}
@@ -191,47 +198,6 @@ class PromptStage(Stage):
         return official_state_dict(plain)
 
 
-def build_teacher(config: PromptStageConfig) -> Any:
-    """The recipe's teacher.
-
-    Raises:
-        RunError: Its file cannot be read, or is no network of SAM's family.
-    """
-    try:
-        return load_teacher(config.teacher, input_size=config.teacher_input_size)
-    except EdgeSamError as exc:
-        raise RunError(f"{config.teacher}: {exc.sentence}") from exc
-
-
-def build_student(config: PromptStageConfig, init: Path | None, teacher: Any) -> EdgeSam:
-    """The student before the first step, with what does not learn frozen.
-
-    Raises:
-        RunError: The weights are another network's, or there is no teacher to begin from.
-    """
-    torch.manual_seed(config.seed)
-    student = EdgeSam(draws_prompts=config.draws_prompts, trunk=config.trunk)
-    cast("Any", student).to(memory_format=torch.channels_last)
-    if init is not None:
-        try:
-            load_state_dict(student, read_checkpoint(init))
-        except EdgeSamError as exc:
-            raise RunError(f"{init}: {exc.sentence}") from exc
-    if config.starts_from_teacher:
-        student.prompt_encoder.load_state_dict(teacher.network.prompt_encoder.state_dict())
-        student.mask_decoder.load_state_dict(teacher.network.mask_decoder.state_dict())
-    elif init is None and (config.prompt_encoder, config.decoder) != ("trained", "trained"):
-        raise RunError(
-            "prompt_encoder and decoder: what is not trained needs weights. Name some with --init, "
-            "or let it begin as a teacher's (starts_from_teacher)."
-        )
-    student.prompt_encoder.requires_grad_(config.prompt_encoder == "trained")
-    student.mask_decoder.requires_grad_(config.decoder == "trained")
-    if config.decoder == "lora":
-        add_adapters(student, rank=config.lora_rank)
-    return student
-
-
 def first_prompts(batch: Batch) -> Prompts:
     """The boxes, or one click each, of all I images one after the other."""
     if batch.starts_with_box:
@@ -240,14 +206,16 @@ def first_prompts(batch: Batch) -> Prompts:
     return Prompts(point_coords=points, point_labels=points.new_ones(len(points), 1))
 
 
-def compared_masks(logits: torch.Tensor, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
+def compared_masks(
+    logits: torch.Tensor, answer: TeacherAnswer
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each prompt's masks the one that the next click corrects: both [B, h, w]."""
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, answer.compared], answer.targets[rows, answer.compared]
 
 
-def valid_cells(batch: Batch) -> torch.Tensor:
-    """[I*P, S/4, S/4], the share of each cell that is image, for every prompt."""
+def image_share(batch: Batch) -> torch.Tensor:
+    """[I*P, S/4, S/4], the share of each cell that is image and not padding, for every prompt."""
     return (batch.valid.float() / 255).repeat_interleave(batch.points.shape[1], dim=0)
 
 

@@ -5,9 +5,9 @@
 ``WEIGHTS`` is a run's ``student.safetensors``. What can be chosen (whether earlier logits are fed
 back, whether masks of a click are ranked by the predicted IoU) is chosen on the even image ids of
 ``DATA_DIR/research_only``; what is reported in card and manifest is measured on the odd ones, with
-the bundle as it is served. Nothing in them is typed: the card's text is
-``recipes/default_card.md``, its tables come from here. ``--baseline-cache`` remembers GrabCut,
-which takes seconds an object.
+the bundle as it is served. The manifest's scores and the card's table of them come from here, the
+rest of the card is ``recipes/default_card.md``: what that says of other runs and of baselines is
+kept true by hand. ``--baseline-cache`` remembers GrabCut, which takes seconds an object.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distillation import evaluate
 from distillation.candidate_rules import BY_PREDICTION, BY_STABILITY
-from distillation.evaluate import main as evaluate
-from distillation.evaluate import tables
 from distillation.measuring import WITH_LOGITS
 from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.export.write_bundle import write_bundle
@@ -76,7 +75,7 @@ def release(
         measured = _measure(draft, data, "odd", limit, asked)
     method = measured["settings"]["method"]
     card = CARD.read_text(encoding="utf-8").replace("{input_size}", str(input_size))
-    card = card.replace("{scores}", tables(measured).replace(method, "this model").strip())
+    card = card.replace("{scores}", evaluate.tables(measured).replace(method, "this model").strip())
     served = method + WITH_LOGITS if choices.refines_with_mask_input else method
     scores = {
         "miou_percent": measured["miou_percent"]["all"][served],
@@ -126,7 +125,7 @@ def _measure(
         command = [str(bundle), str(data / "research_only"), "--ids", half, "--out", out, *asked]
         if limit is not None:
             command += ["--limit", str(limit)]
-        if evaluate(command) != 0:
+        if evaluate.main(command) != 0:
             raise RunError("The bundle could not be measured. Nothing was released.")
         result: dict[str, Any] = json.loads((Path(out) / "scores.json").read_text())
     return result

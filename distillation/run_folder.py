@@ -8,7 +8,8 @@
     samples_STEP.png      what the averaged student answers on held-back images
 
 A file is written under another name, flushed to the disk, and only then given its own: a process
-that is killed, or a disk that is full, leaves the earlier file as it was.
+that is killed, or a disk that is full, leaves the earlier file as it was. Measuring uses these
+functions, too, and does without PyTorch, which is therefore imported late.
 """
 
 from __future__ import annotations
@@ -21,23 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgesam_core.errors import RunError
 
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "student.safetensors", "log.jsonl"
 
 
-def open_run(run: Path) -> None:
-    """Make the folder unless it is there.
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it lies in, unless it is there.
 
     Raises:
         RunError: It cannot be made.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise RunError(f"The folder {run} could not be made ({exc.strerror}).") from exc
+        raise RunError(f"The folder {folder} could not be made ({exc.strerror}).") from exc
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -77,6 +77,7 @@ def save_checkpoint(run: Path, state: Mapping[str, Any], weights: Mapping[str, A
     The weights first: after a kill between the two, the steps since the last checkpoint are done
     again and both are written again.
     """
+    import torch
     from safetensors.torch import save
 
     write_whole(run / WEIGHTS, save({k: v.detach().contiguous() for k, v in weights.items()}))
@@ -91,6 +92,8 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     Raises:
         RunError: There is a checkpoint, but it cannot be read.
     """
+    import torch
+
     path = run / CHECKPOINT
     if not path.exists():
         return None
@@ -113,14 +116,18 @@ def append_to_log(run: Path, row: Mapping[str, Any]) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line to a file of JSON lines.
+    """Add a line to a file of JSON lines, on a line of its own after one that a kill has torn.
 
     Raises:
         RunError: The disk is full.
     """
     try:
-        with path.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        with path.open("ab+") as lines:
+            if lines.tell():
+                lines.seek(-1, os.SEEK_END)
+                if lines.read() != b"\n":
+                    lines.write(b"\n")
+            lines.write(json.dumps(row).encode() + b"\n")
     except OSError as exc:
         raise RunError(f"{path.name} could not be written ({exc.strerror}). Make room.") from exc
 

@@ -1,12 +1,11 @@
 """Who the student learns from: a frozen network of SAM's family, or the masks themselves.
 
-A teacher looks at a batch once and then answers its prompts, round after round. What it answers is
+A teacher takes in a batch once and then answers its prompts, round after round. What it answers is
 already what the loss wants: soft masks at the student's resolution, and which of them the next
 click is drawn against. The stages do not know which teacher they have.
 
     teacher = load_teacher("sam_vit_h_4b8939.pth")     # or mobile_sam.pt, edge_sam_3x.pth, "masks"
-    look = teacher.look(batch)
-    answer = look.answer(Prompts(box_xyxy=batch.boxes.flatten(0, 1)))
+    answer = teacher.for_batch(batch).answer(Prompts(box_xyxy=batch.boxes.flatten(0, 1)))
 
 Paper: EdgeSAM (arXiv 2312.06660), section 3.2: the teacher is SAM ViT-H, its decoder runs on
 embeddings that were computed once (teacher_embeddings.py).
@@ -47,7 +46,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TeacherAnswer:
     """What the student's masks should have been."""
 
     targets: torch.Tensor
@@ -58,10 +57,10 @@ class Answer:
     """[B, M], how sure the teacher is of each mask; None where it has no opinion."""
 
 
-class Look(Protocol):
+class BatchTeacher(Protocol):
     """A teacher that has seen the images of one batch."""
 
-    def answer(self, prompts: Prompts) -> Answer:
+    def answer(self, prompts: Prompts) -> TeacherAnswer:
         """The teacher's masks for prompts that are in the order of the batch, image by image."""
         ...
 
@@ -69,7 +68,7 @@ class Look(Protocol):
 class Teacher(Protocol):
     """Anything that can be learned from."""
 
-    def look(self, batch: Batch) -> Look:
+    def for_batch(self, batch: Batch) -> BatchTeacher:
         """Take in the images of a batch, or their embeddings where the batch brings them."""
         ...
 
@@ -77,18 +76,18 @@ class Teacher(Protocol):
 class MasksTeacher:
     """Ground truth as the only teacher: one mask per object, whatever the prompt."""
 
-    def look(self, batch: Batch) -> Look:
+    def for_batch(self, batch: Batch) -> BatchTeacher:
         """Nothing to encode: the batch holds the answers."""
-        return _MasksLook(batch.targets.flatten(0, 1)[:, None].float() / 255)
+        return _MasksOfBatch(batch.targets.flatten(0, 1)[:, None].float() / 255)
 
 
 @dataclass(frozen=True)
-class _MasksLook:
+class _MasksOfBatch:
     targets: torch.Tensor
 
-    def answer(self, prompts: Prompts) -> Answer:
+    def answer(self, prompts: Prompts) -> TeacherAnswer:
         compared = torch.zeros(len(self.targets), dtype=torch.int64, device=self.targets.device)
-        return Answer(self.targets, compared, None)
+        return TeacherAnswer(self.targets, compared, None)
 
 
 class NetworkTeacher(nn.Module):
@@ -133,18 +132,18 @@ class NetworkTeacher(nn.Module):
         """[I, 3, S, S] normalised images of any S -> [I, 256, T/16, T/16]."""
         return self.network.encode(at_size(normalised, self.input_size))
 
-    def look(self, batch: Batch) -> Look:
+    def for_batch(self, batch: Batch) -> BatchTeacher:
         """Encode the images, unless the batch has this teacher's embeddings with it."""
         embedding = batch.teacher_embeddings
         if embedding is None:
             embedding = self.encode(normalise(batch.images))
         prompts_per_image = batch.points.shape[1]
         repeated = embedding.float().repeat_interleave(prompts_per_image, dim=0)
-        return _NetworkLook(self, repeated, student_size=batch.images.shape[-1])
+        return _NetworkOnBatch(self, repeated, student_size=batch.images.shape[-1])
 
 
 @dataclass(frozen=True)
-class _NetworkLook:
+class _NetworkOnBatch:
     teacher: NetworkTeacher
     image_embedding: torch.Tensor
     """[B, 256, T/16, T/16], one for each prompt."""
@@ -152,7 +151,7 @@ class _NetworkLook:
     """S, the side of the student's input in pixels."""
 
     @torch.no_grad()
-    def answer(self, prompts: Prompts) -> Answer:
+    def answer(self, prompts: Prompts) -> TeacherAnswer:
         """Four masks for points, mask 0 where there is a box.
 
         Paper: the teacher's masks are its logits cut at 0. Which mask a click is drawn against is
@@ -170,7 +169,7 @@ class _NetworkLook:
         )
         side = self.student_size // 4
         targets = F.interpolate((logits > 0).float(), size=(side, side), mode="area")
-        return Answer(targets, iou_predictions.argmax(dim=1), iou_predictions.float())
+        return TeacherAnswer(targets, iou_predictions.argmax(dim=1), iou_predictions.float())
 
 
 def load_teacher(source: str, *, input_size: int | None = None) -> MasksTeacher | NetworkTeacher:

@@ -21,6 +21,7 @@ from PIL import Image
 from distillation.synth.camera import through_camera
 from distillation.synth.canvas import BoolArray, Canvas, Coverage, Scene, UInt8Array
 from distillation.synth.textures import Rng, lookup, soft_shadow
+from edgesam_core.errors import RunError
 
 DRAWN_SETS = frozenset({"fluent_emoji_3d", "openmoji", "superpowers_sprites"})
 """Cut-out sets that are drawings; every other folder counts as photos."""
@@ -44,9 +45,16 @@ class Cutout:
 
 
 def read_cutout(path: Path, *, is_drawn: bool = False) -> Cutout:
-    """Decode one cut-out and let its colours run out into the transparent ground."""
-    with Image.open(path) as opened:
-        rgba = np.array(opened.convert("RGBA"))
+    """Decode one cut-out and let its colours run out into the transparent ground.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            rgba = np.array(opened.convert("RGBA"))
+    except (OSError, Image.DecompressionBombError) as exc:
+        raise RunError(f"The cut-out {path} could not be read.") from exc
     alpha = rgba[:, :, 3].astype(np.float32) / 255
     blurred_alpha = cv2.blur(alpha, (9, 9))[:, :, None]
     blurred = cv2.blur(rgba[:, :, :3] * alpha[:, :, None], (9, 9))
@@ -100,7 +108,7 @@ def load_cutouts(folder: Path, *, sets: Collection[str] | None = None) -> Cutout
         sets: Take these sets only (their licences differ); None for all.
 
     Raises:
-        FileNotFoundError: No cut-out is there.
+        RunError: No cut-out is there.
     """
     files_by_set: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -108,7 +116,7 @@ def load_cutouts(folder: Path, *, sets: Collection[str] | None = None) -> Cutout
             files_by_set[child.name] = sorted(child.glob("*.webp"))
     files_by_set = {name: files for name, files in files_by_set.items() if files}
     if not files_by_set:
-        raise FileNotFoundError(f"There are no cut-outs (<set>/<kind>_<number>.webp) in {folder}.")
+        raise RunError(f"There are no cut-outs (<set>/<kind>_<number>.webp) in {folder}.")
     return CutoutLibrary(files_by_set)
 
 

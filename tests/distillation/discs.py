@@ -27,14 +27,15 @@ def scene(masks):
     """A grey image on which every object has a colour of its own."""
     image = np.full((*SIZE_HW, 3), 90, np.uint8)
     for index, mask in enumerate(masks):
-        image[mask] = (200, 40 + 60 * index, 30)
+        image[mask] = (200, (40 + 60 * index) % 256, 30)
     return image
 
 
 def coco_of(masks_of_image, *, categories=(1,)) -> dict[str, Any]:
     """The annotation file; objects take the categories in turn."""
     height, width = SIZE_HW
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, masks in masks_of_image.items():
         images.append(
             {"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width}

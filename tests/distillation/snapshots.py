@@ -17,17 +17,25 @@ from tests.distillation.discs import SIZE_HW, coco_of, disc, scene
 Spoil = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
+def two_discs(rng: np.random.Generator) -> list[np.ndarray]:
+    y = rng.integers(30, 60, 2)
+    x = (rng.integers(22, 38), rng.integers(82, 98))
+    return [disc(x[i], y[i], rng.integers(12, 20)) for i in range(2)]
+
+
 def write_snapshot(
     run: Path,
     *,
     train: int = 6,
     held_out: int = 4,
+    draw: Callable[[np.random.Generator], list[np.ndarray]] = two_discs,
+    categories: tuple[int, ...] = (1, 2),
     spoil_train: Spoil | None = None,
     spoil_held_out: Spoil | None = None,
     boxes: bool = False,
 ) -> Path:
-    """``run/snapshot``: every image shows two discs, about every second
-    region has a stored prompt, a click or (``boxes``) its box."""
+    """``run/snapshot``: every image shows what ``draw`` draws, labelled by ``categories`` in turn;
+    about every second region has a stored prompt, a click or (``boxes``) its box."""
     folder = run / "snapshot"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(5)
@@ -35,10 +43,10 @@ def write_snapshot(
         ("train", train, 1, spoil_train),
         ("held_out", held_out, 101, spoil_held_out),
     ):
-        masks_of_image = {first_id + n: _two_discs(rng) for n in range(count)}
+        masks_of_image = {first_id + n: draw(rng) for n in range(count)}
         for image_id, masks in masks_of_image.items():
             Image.fromarray(scene(masks)).save(folder / "images" / f"{image_id}.png")
-        coco = coco_of(masks_of_image, categories=(1, 2))
+        coco = coco_of(masks_of_image, categories=categories)
         for image in coco["images"]:
             image["task"] = image["id"] + 1000
         for annotation in coco["annotations"]:
@@ -49,12 +57,6 @@ def write_snapshot(
         (folder / f"{half}.json").write_text(json.dumps(coco))
     (folder / "snapshot.json").write_text(json.dumps({"project": 3, "hash": "ab" * 32}))
     return run
-
-
-def _two_discs(rng: np.random.Generator) -> list[np.ndarray]:
-    y = rng.integers(30, 60, 2)
-    x = (rng.integers(22, 38), rng.integers(82, 98))
-    return [disc(x[i], y[i], rng.integers(12, 20)) for i in range(2)]
 
 
 def _story(bbox: list[float], *, boxes: bool) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -38,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> AblationConfig:
     config = load_ablation(RECIPE)
     phase = Phase(steps=1, size=64, batch=2, prompts=2, rounds=2, box_share=0.5, procedural=0,
                   pasted=0, min_area=0.002)  # fmt: skip
-    engine = {"warmup_steps_from_weights": 1, "decay_steps": 1, "evaluate_every": 9}
+    engine: dict[str, Any] = {"warmup_steps_from_weights": 1, "decay_steps": 1, "evaluate_every": 9}
     engine |= {"size": 64, "steps": 1, "batch": 2, "held_back": 1}
     sets = {"scenes": 1.0}
     return dataclasses.replace(
@@ -105,9 +106,14 @@ def test_an_unknown_key_of_the_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(RECIPE.read_text() + "\nmeasured_pictures: 3\n")
     with pytest.raises(RunError, match="measured_pictures"):
         load_ablation(tmp_path / "wrong.yaml")
+    (tmp_path / "wrong.yaml").write_text("seeds: [0]")
+    with pytest.raises(RunError, match="'teacher' is missing"):
+        load_ablation(tmp_path / "wrong.yaml")
 
 
 def test_photos_that_are_held_back_are_not_learned_from(data: Path, tmp_path: Path) -> None:
     links = ablation.link_photos(data, ["scenes"], tmp_path / "photos")
     annotations = json.loads((data / "open" / "scenes" / "annotations.json").read_text())
     assert len(list(links.iterdir())) == len(annotations["images"]) - 1  # id 10
+    with pytest.raises(RunError, match="absent"):
+        ablation.link_photos(data, ["absent"], tmp_path / "photos")

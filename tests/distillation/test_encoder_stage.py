@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 
 from distillation import encoder_stage
-from distillation.configs import EncoderStageConfig, load_recipe, save_recipe
+from distillation.configs import EncoderStageConfig
 from distillation.encoder_stage import EncoderStage, split_store, to_grid
+from distillation.recipe_files import load_recipe, save_recipe
 from distillation.synth import procedural_scene
 from distillation.teacher_embeddings import embed
 from distillation.teachers import NetworkTeacher
@@ -48,9 +50,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(material: Path) -> Callable[..., EncoderStage]:
     """A function that opens the stage, with fields of the recipe changed."""
 
-    def make(
-        decoder: Path | None = None, init: Path | None = None, **fields: object
-    ) -> EncoderStage:
+    def make(decoder: Path | None = None, init: Path | None = None, **fields: Any) -> EncoderStage:
         config = dataclasses.replace(CONFIG, **fields)
         return EncoderStage(
             config, material / "images", material / "store", init=init, decoder=decoder
@@ -112,8 +112,8 @@ def test_every_photo_is_seen_once_an_epoch_and_held_back_ones_never(
 ) -> None:
     stage = build(batch=1)
     monkeypatch.setattr(stage, "load", lambda entries: [entry.name for entry in entries])
-    by_rank = [encoder_stage._Photos(stage, rank, 2) for rank in (0, 1)]
-    seen = [name for step in range(7) for photos in by_rank for name in photos[step]]
+    by_rank: list[Any] = [encoder_stage._Photos(stage).starting_at(0, rank, 2) for rank in (0, 1)]
+    seen = [name for step in range(7) for photos in by_rank for name in photos.draw_step(step)]
     learned_from = sorted(entry.name for entry in stage.learned_from)
     assert sorted(seen[:7]) == sorted(seen[7:]) == learned_from
     assert seen[:7] != seen[7:]
@@ -155,6 +155,16 @@ def test_photos_that_are_gone_or_changed_are_named(material: Path, tmp_path: Pat
     (tmp_path / "3.png").unlink()
     with pytest.raises(RunError, match=r"1 images of the embeddings are not in .*3\.png"):
         EncoderStage(CONFIG, tmp_path, material / "store")
+
+
+def test_a_checkpoint_of_another_architecture_is_named_by_file(
+    build: Callable[..., EncoderStage], tmp_path: Path
+) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    for source in ("init", "decoder"):
+        with pytest.raises(RunError, match=r"resnet\.pth: "):
+            build(**{source: path})
 
 
 def test_a_recipe_survives_being_saved(tmp_path: Path) -> None:

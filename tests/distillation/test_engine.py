@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distillation.engine import Stage, fit, learning_rate
+from distillation.engine import Stage, fit
+from distillation.optimisation import learning_rate
 from distillation.run_folder import append_to_log, load_checkpoint, read_log
 from edgesam_core.errors import RunError
 from tests import parts
@@ -50,7 +51,7 @@ def assert_same_bits(first: Any, second: Any) -> None:
         assert first == second
 
 
-def start(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(*arguments: str | int | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The toy stage in a process of its own."""
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "tests.distillation.toy_stage", *map(str, arguments)],
@@ -170,6 +171,9 @@ def test_a_log_line_torn_by_a_kill_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 10')
     assert read_log(tmp_path) == [{"step": 50}]
+    append_to_log(tmp_path, {"step": 150})
+    append_to_log(tmp_path, {"step": 200})
+    assert read_log(tmp_path) == [{"step": 50}, {"step": 150}, {"step": 200}]
 
 
 def test_a_checkpoint_of_another_architecture_is_named_before_the_first_step(
@@ -220,7 +224,7 @@ def test_the_warm_up_is_short_from_weights_and_stays_so_after_resuming(tmp_path:
 
 def test_only_what_learns_is_given_to_the_optimiser(tmp_path: Path) -> None:
     stage = ToyStage(5)
-    frozen = stage.student[0]
+    frozen: Any = next(stage.student.children())
     frozen.requires_grad_(False)
     before = frozen.weight.clone()
     fit(stage, CONFIG, tmp_path)

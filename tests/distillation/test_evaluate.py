@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillation import baselines
+from distillation import baselines, evaluate
 from distillation.annotated_images import annotated_images
 from distillation.baseline_scores import BaselineScores
 from distillation.candidate_rules import BEST_OF_FOUR
 from distillation.click_rounds import Turn, box_prompt, click_prompt, with_click
-from distillation.evaluate import EvaluationConfig, evaluate, main
-from distillation.measuring import WITH_LOGITS
+from distillation.evaluate import main
+from distillation.measuring import WITH_LOGITS, MeasuringConfig, score_images
 from distillation.metrics import (
     COLUMNS,
     Score,
@@ -146,15 +146,15 @@ def test_corrective_click_is_appended_and_logits_go_in_only_when_asked():
 
 def test_perfect_answers_score_100_and_are_never_corrected(two_images):
     oracle = Oracle(MASKS)
-    scores = evaluate(oracle, annotated_images(two_images))
+    scores = score_images(oracle, annotated_images(two_images))
     assert mean_ious(scores) == {"model": dict.fromkeys(COLUMNS, 100.0)}
     assert len(oracle.prompts) == 9  # three objects, by box, click in the middle, click anywhere
 
 
 def test_answers_that_stay_wrong_get_two_clicks_more(two_images):
     oracle = Oracle(MASKS, spoil=lambda mask: np.roll(mask, 12, axis=1))
-    scores = evaluate(
-        oracle, annotated_images(two_images), config=EvaluationConfig(mask_input=True)
+    scores = score_images(
+        oracle, annotated_images(two_images), config=MeasuringConfig(mask_input=True)
     )
     assert sorted({len(p.point_labels) for p in oracle.prompts}) == [0, 1, 2, 3]
     fed_back = [p for p in oracle.prompts if p.mask_input is not None]
@@ -198,8 +198,8 @@ def test_clicks_are_counted_until_the_mask_is_good_enough(two_images):
             return answers
 
     oracle = Learns()
-    config = EvaluationConfig(starts=(), count_clicks=True)
-    scores = evaluate(oracle, annotated_images(two_images), config=config)
+    config = MeasuringConfig(starts=(), count_clicks=True)
+    scores = score_images(oracle, annotated_images(two_images), config=config)
     assert clicks_needed(scores, 0.85) == {"model": {"clicks": 3.0, "failed_percent": 0.0}}
     assert clicks_needed(scores, 0.6) == {"model": {"clicks": 1.0, "failed_percent": 0.0}}
     assert len(oracle.prompts) == 3 * 3  # three objects, none clicked on after it is good
@@ -210,8 +210,8 @@ def test_clicks_are_counted_until_the_mask_is_good_enough(two_images):
 
 def test_an_object_that_is_never_good_counts_as_20_clicks_and_a_failure(two_images):
     oracle = Oracle(MASKS, spoil=lambda mask: np.roll(mask, 9, axis=1))
-    config = EvaluationConfig(starts=(), count_clicks=True)
-    scores = evaluate(oracle, annotated_images(two_images), config=config)
+    config = MeasuringConfig(starts=(), count_clicks=True)
+    scores = score_images(oracle, annotated_images(two_images), config=config)
     assert clicks_needed(scores, 0.85) == {"model": {"clicks": 20.0, "failed_percent": 100.0}}
     assert max(len(prompt.point_labels) for prompt in oracle.prompts) == 20
 
@@ -233,7 +233,7 @@ def test_specks_that_the_service_removes_are_not_measured(two_images):
         spoiled[:3, :3] = True
         return spoiled
 
-    scores = evaluate(Oracle(MASKS, spoil=with_speck), annotated_images(two_images))
+    scores = score_images(Oracle(MASKS, spoil=with_speck), annotated_images(two_images))
     assert mean_ious(scores)["model"]["box"] == 100
 
 
@@ -258,10 +258,10 @@ def test_the_lowest_ids_of_sufficient_area_are_asked_for(tmp_path):
 def test_missing_image_and_mask_of_another_size_are_named(two_images):
     (two_images / "images" / "1.png").unlink()
     with pytest.raises(RunError, match=r"1\.png"):
-        evaluate(Oracle(MASKS), annotated_images(two_images))
+        score_images(Oracle(MASKS), annotated_images(two_images))
     Image.new("RGB", (10, 10)).save(two_images / "images" / "1.png")
     with pytest.raises(RunError, match="size"):
-        evaluate(Oracle(MASKS), annotated_images(two_images))
+        score_images(Oracle(MASKS), annotated_images(two_images))
     with pytest.raises(RunError, match=r"annotations\.json"):
         next(annotated_images(two_images / "images"))
 
@@ -302,9 +302,11 @@ def test_grabcut_that_comes_back_empty_answers_with_the_box(monkeypatch):
 
 def test_baselines_are_computed_once_and_then_remembered(two_images, tmp_path, monkeypatch):
     cache = tmp_path / "kept" / "baselines.jsonl"
-    first = evaluate(None, annotated_images(two_images), baselines=BaselineScores(cache))
+    first = score_images(None, annotated_images(two_images), baselines=BaselineScores(cache))
+    with cache.open("a") as lines:
+        lines.write('{"key": "torn by a k')
     monkeypatch.delattr(cv2, "grabCut")
-    again = evaluate(None, annotated_images(two_images), baselines=BaselineScores(cache))
+    again = score_images(None, annotated_images(two_images), baselines=BaselineScores(cache))
     assert again == first
     assert {(s.method, s.column) for s in first} == {
         ("the box itself", "box"),
@@ -360,6 +362,16 @@ def test_command_says_what_is_wrong(tmp_path, capsys):
     assert "annotations.json" in capsys.readouterr().err
     assert main([str(tmp_path / "no_bundle"), str(Path(tmp_path))]) == 1
     assert capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    two_images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "score_images", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    command = ["none", str(two_images), "--baselines", "--out", str(tmp_path / "file" / "out")]
+    assert main(command) == 1
+    assert "could not be made" in capsys.readouterr().err
 
 
 def test_network_in_training_answers_as_its_exported_bundle(tiny_bundle):

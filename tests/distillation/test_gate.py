@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from edgesam_core.errors import BundleError, RunError
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.nn.checkpoint import read_checkpoint
 from tests import parts
-from tests.distillation.discs import MASKS, SIZE_HW, Oracle, coco_of, write_set
+from tests.backend.disc_bundle import write_disc_bundle
+from tests.distillation.discs import MASKS, SIZE_HW, Oracle, coco_of, disc, write_set
 from tests.distillation.snapshots import SABOTAGE, write_snapshot
 
 # --- asking, with one who knows all answers ---
@@ -40,8 +42,8 @@ def held_out(tmp_path: Path):
     return load_project_set(folder / "annotations.json", folder / "images")
 
 
-def oracle(spoil: Callable[[np.ndarray], np.ndarray] = lambda mask: mask) -> Oracle:
-    answerer = Oracle(spoil=spoil)
+def oracle(spoil: Callable[[np.ndarray], np.ndarray] = lambda mask: mask) -> Any:
+    answerer: Any = Oracle(spoil=spoil)
     answerer.manifest = SimpleNamespace(refines_with_mask_input=False, input_size=64)
     return answerer
 
@@ -137,6 +139,37 @@ def test_moved_masks_are_seen_where_no_prompt_is_known(
     assert "end where the image shows an edge" in gate(small_base, run, threads=1)["reason"]
 
 
+def four_plates_and_two_coins(rng: np.random.Generator) -> list[np.ndarray]:
+    places = [(20 + 40 * column, 24 + 42 * row) for row in range(2) for column in range(3)]
+    return [
+        disc(x + rng.integers(-3, 4), y + rng.integers(-3, 4), radius)
+        for (x, y), radius in zip(places, (14, 14, 7) * 2, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_a_version_that_has_learnt_one_label_at_the_cost_of_another_is_kept_back(
+    tmp_path: Path,
+) -> None:
+    """Both answer a click with a disc, the incumbent one like a coin, the challenger a plate."""
+    run = write_snapshot(
+        tmp_path / "run", train=4, held_out=10, draw=four_plates_and_two_coins, categories=(1, 1, 2)
+    )
+    coins = write_disc_bundle(tmp_path / "coins", input_size=128, radius_px=13.0)
+    write_disc_bundle(run / "challenger", input_size=128, radius_px=18.0)
+    said = gate(coins, run, threads=1)
+    plates, coins_found = said["labels"]["kind 1"], said["labels"]["kind 2"]
+    assert plates["challenger"] > plates["incumbent"] + 0.1
+    assert coins_found["challenger"] < coins_found["incumbent"] - 0.1
+    assert said["held_out"]["interval"][0] > 0, "better on the whole, with confidence"
+    assert not said["promote"]
+    assert said["reason"] == (
+        "The new version is better on the whole, but worse for the label 'kind 2': mean IoU "
+        f"{100 * coins_found['challenger']:.1f} % instead of "
+        f"{100 * coins_found['incumbent']:.1f} % on 20 objects."
+    )
+
+
 @pytest.mark.slow
 def test_a_tampered_challenger_is_refused(small_base: Path, tmp_path: Path) -> None:
     run = write_snapshot(tmp_path / "run")
@@ -199,7 +232,7 @@ def test_half_of_the_replay_set_is_painted_with_the_projects_photos(
         return SimpleNamespace(image=np.zeros((size, size, 3), np.uint8), masks=np.zeros((0, 1, 1)))
 
     monkeypatch.setattr(gate_rows, "replay_scene", scene)
-    answerer = SimpleNamespace(
+    answerer: Any = SimpleNamespace(
         manifest=SimpleNamespace(input_size=64), embed=lambda image: None, segment=None
     )
     photo = np.zeros((64, 64, 3), np.uint8)

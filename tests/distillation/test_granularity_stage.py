@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from distillation.configs import GranularityStageConfig, load_recipe, save_recipe
+from distillation.configs import GranularityStageConfig
 from distillation.data import RESERVED_SETS
 from distillation.engine import fit
 from distillation.granularity_stage import GranularityStage, read_frozen
 from distillation.labelled_boxes import BoxBatch, LabelledBoxes
+from distillation.recipe_files import load_recipe, save_recipe
 from edgesam_core.errors import EdgeSamError, RunError
 from edgesam_core.nn.checkpoint import official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
-from edgesam_core.nn.granularity import build_granularity_prior
+from edgesam_core.nn.granularity import GranularityPrior, build_granularity_prior
 from tests.parts import REPOSITORY
 
 SIZE = 128
@@ -123,7 +125,7 @@ def test_a_recipe_survives_being_saved(config: GranularityStageConfig, tmp_path:
     [({"size": 100}, "size"), ({"steps": 0}, "steps"), ({"set_weights": {}}, "set")],
 )
 def test_a_recipe_that_cannot_work_is_refused_by_name(
-    config: GranularityStageConfig, change: dict[str, object], said: str
+    config: GranularityStageConfig, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RunError, match=said):
         dataclasses.replace(config, **change)
@@ -140,6 +142,15 @@ def test_weights_without_a_prior_to_start_from_are_refused(
 ) -> None:
     with pytest.raises(EdgeSamError, match="no granularity prior"):
         GranularityStage(config, model, data_folder, init=model)
+
+
+def test_a_prior_of_another_trunk_is_refused_by_file(
+    config: GranularityStageConfig, model: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    prior = tmp_path / "prior.pth"
+    torch.save(GranularityPrior([8, 8, 8]).state_dict(), prior)
+    with pytest.raises(RunError, match=r"prior\.pth: .* of another model"):
+        GranularityStage(config, model, data_folder, init=prior)
 
 
 def test_the_average_of_the_prior_is_asked_through_the_code_that_serves(

@@ -32,9 +32,9 @@ def test_masks_that_do_not_belong_to_their_prompts_are_told_from_honest_ones(
         pytest.param(Prompt.from_clicks([(60, 30, 1)]), False, id="click elsewhere"),
         pytest.param(Prompt.from_clicks([(30, 30, 1), (60, 30, 0)]), True, id="negative outside"),
         pytest.param(Prompt.from_clicks([(25, 30, 1), (30, 30, 0)]), False, id="negative inside"),
-        pytest.param(Prompt(box_xyxy=np.float32([15, 15, 45, 40])), True, id="loose box"),
-        pytest.param(Prompt(box_xyxy=np.float32([50, 50, 70, 70])), False, id="box elsewhere"),
-        pytest.param(Prompt(box_xyxy=np.float32([25, 25, 28, 28])), False, id="box of a part"),
+        pytest.param(Prompt.from_clicks(box_xyxy=(15, 15, 45, 40)), True, id="loose box"),
+        pytest.param(Prompt.from_clicks(box_xyxy=(50, 50, 70, 70)), False, id="box elsewhere"),
+        pytest.param(Prompt.from_clicks(box_xyxy=(25, 25, 28, 28)), False, id="box of a part"),
     ],
 )
 def test_a_mask_fits_its_prompt_or_not(prompt: Prompt, fits: bool) -> None:

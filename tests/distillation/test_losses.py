@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distillation.losses import balanced_bce, dice_loss, mask_loss, neighbourhood, soft_iou
+from distillation.losses import (
+    balanced_bce,
+    dice_loss,
+    masks_teacher_loss,
+    neighbourhood,
+    thresholded_iou,
+)
 
 
 def disc(radius: float, side: int = 64) -> torch.Tensor:
@@ -35,12 +41,12 @@ def test_an_empty_answer_costs_about_the_same_for_small_and_large_objects(radius
     assert 0.5 < loss.item() < 4
 
 
-def test_soft_iou_counts_cells() -> None:
+def test_thresholded_iou_counts_cells() -> None:
     target = torch.zeros(1, 4, 4)
     target[0, :2] = 1
     logits = torch.full((1, 4, 4), -1.0)
     logits[0, 1:3] = 1
-    assert soft_iou(logits, target).item() == pytest.approx(4 / 12)
+    assert thresholded_iou(logits, target).item() == pytest.approx(4 / 12)
 
 
 def test_only_the_best_of_the_three_candidates_learns_from_an_ambiguous_click() -> None:
@@ -48,7 +54,7 @@ def test_only_the_best_of_the_three_candidates_learns_from_an_ambiguous_click() 
     logits = torch.zeros(1, 4, 64, 64)
     logits[:, 2] = target * 4 - 2  # the best of masks 1 to 3
     logits.requires_grad_()
-    loss = mask_loss(logits, torch.zeros(1, 4), target, several=True, iou_weight=0.0)
+    loss = masks_teacher_loss(logits, torch.zeros(1, 4), target, several=True, iou_weight=0.0)
     loss.backward()
     assert logits.grad is not None
     moved = logits.grad.abs().sum(dim=(0, 2, 3)) > 0
@@ -58,6 +64,6 @@ def test_only_the_best_of_the_three_candidates_learns_from_an_ambiguous_click() 
 def test_after_a_box_only_mask_zero_learns() -> None:
     target = disc(10)[None]
     logits = torch.zeros(1, 4, 64, 64, requires_grad=True)
-    mask_loss(logits, torch.zeros(1, 4), target, several=False, iou_weight=0.1).backward()
+    masks_teacher_loss(logits, torch.zeros(1, 4), target, several=False, iou_weight=0.1).backward()
     assert logits.grad is not None
     assert (logits.grad.abs().sum(dim=(0, 2, 3)) > 0).tolist() == [True, False, False, False]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from distillation.configs import EngineConfig
-from distillation.engine import build_optimizer
 from distillation.muon import RMS, is_matrix, orthogonalise
+from distillation.optimisation import build_optimizer
 from edgesam_core.errors import RunError
 from edgesam_core.nn.edge_sam import EdgeSam
 
@@ -62,7 +62,7 @@ def test_every_parameter_of_the_network_is_in_one_group() -> None:
 
 def test_a_matrix_moves_by_the_learning_rate_and_the_rest_as_under_adamw() -> None:
     torch.manual_seed(1)
-    student = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 2))
+    student: Any = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 2))
     other = copy.deepcopy(student)
     before = copy.deepcopy(student)
     adamw = EngineConfig(learning_rate=0.01, weight_decay=0.1)

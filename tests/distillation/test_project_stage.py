@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 
 from distillation import project_batches, project_stage
 from distillation.challenger import export_challenger
-from distillation.configs import Phase, load_recipe
+from distillation.configs import Phase
 from distillation.engine import fit
 from distillation.network_input import normalise
 from distillation.project_batches import ProjectStageConfig
 from distillation.project_set import load_project_set
 from distillation.project_stage import ProjectStage, plan_steps
 from distillation.prompt_stage import first_prompts
-from distillation.replay import GATE_SCENES
+from distillation.recipe_files import load_recipe
+from distillation.replay import GATE_SCENES, replay_scene
 from distillation.run_folder import load_checkpoint
 from edgesam_core.bundle import Bundle, write_manifest
 from edgesam_core.errors import RunError
@@ -95,9 +96,8 @@ def test_the_scenes_of_the_gate_are_never_trained_on(
     stage: ProjectStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    real = project_batches.replay_scene
     monkeypatch.setattr(
-        project_batches, "replay_scene", lambda n, size: drawn.append(n) or real(n, size)
+        project_batches, "replay_scene", lambda n, size: drawn.append(n) or replay_scene(n, size)
     )
     for step in range(12):
         stage.project_scenes.draw_step(step)
@@ -127,7 +127,7 @@ def test_the_base_answers_outside_the_regions_and_the_annotators_inside(
     batch = next(b for b in batches if b.from_base.any() and not b.from_base.all())
     outside = batch.from_base.flatten()
     prompts = first_prompts(batch)
-    answer = stage.teacher.look(batch).answer(prompts)
+    answer = stage.teacher.for_batch(batch).answer(prompts)
     truth = batch.targets.flatten(0, 1).float() / 255
     assert not truth[outside].any()
     assert torch.equal(answer.targets[~outside, 0], truth[~outside])
@@ -256,7 +256,7 @@ def test_the_recipe_is_read() -> None:
 def test_the_challenger_is_run_as_its_base_and_says_where_it_comes_from(
     config: ProjectStageConfig, base: Path, tmp_path: Path
 ) -> None:
-    from distillation.configs import save_recipe
+    from distillation.recipe_files import save_recipe
 
     run = write_snapshot(tmp_path / "run")
     save_recipe(dataclasses.replace(config), tmp_path / "recipe.yaml")

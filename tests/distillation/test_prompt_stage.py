@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,14 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
+from distillation import batches
 from distillation.batches import TrainingScenes, held_back_batches
-from distillation.configs import Phase, PromptStageConfig, load_recipe, save_recipe
+from distillation.configs import Phase, PromptStageConfig
 from distillation.data import RESERVED_SETS
-from distillation.engine import build_optimizer, fit
+from distillation.engine import fit
 from distillation.network_input import normalise
+from distillation.optimisation import build_optimizer
 from distillation.prompt_stage import PromptStage, compared_masks, first_prompts
+from distillation.recipe_files import load_recipe, save_recipe
 from distillation.run_folder import load_checkpoint
-from distillation.teachers import Answer
+from distillation.step_batches import draw_in_workers
+from distillation.teachers import TeacherAnswer
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -86,6 +91,11 @@ def test_a_recipe_survives_being_saved(config: PromptStageConfig, tmp_path: Path
         pytest.param("decoder: thawed", "decoder: expected trained, frozen or lora", id="value"),
         pytest.param("hard_mask_weighting: true", "need a network", id="contradiction"),
         pytest.param("seed: [", "recipe.yaml", id="no YAML"),
+        pytest.param(
+            "learning_rate: 1e-3", r"learning_rate: .* number, got '1e-3' .*1\.0e-3", id="text"
+        ),
+        pytest.param("set_weights: {scenes: 5e-1}", "set_weights, scenes: .*'5e-1'", id="share"),
+        pytest.param("set_weights: scenes", "set_weights: expected dict", id="no table"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(
@@ -98,6 +108,24 @@ def test_what_is_wrong_with_a_recipe_is_named(
     path.write_text("\n".join([*kept, line]))
     with pytest.raises(RunError, match=named):
         load_recipe(path, PromptStageConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "expected a table, got None"),
+        ("phases: 3", "phases: expected a list of tables, got 3"),
+        ("phases: [{steps: many}]", "steps: expected int, got 'many'"),
+        ("phases: [{steps: 0, size: 64, batch: 1, prompts: 1, rounds: 1, box_share: 1,"
+         " procedural: 1, pasted: 0, min_area: 0}]", "steps: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_a_recipe_of_another_form_is_refused_with_its_name(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RunError, match=rf"recipe\.yaml: {named}"):
+        load_recipe(tmp_path / "recipe.yaml", PromptStageConfig)
 
 
 # --- what a step is given ---
@@ -128,9 +156,44 @@ def test_steps_start_with_boxes_and_clicks_and_have_one_to_so_many_rounds(
     config: PromptStageConfig, data_folder: Path
 ) -> None:
     scenes = TrainingScenes(with_phase(config, steps=40, batch=1, prompts=1, rounds=3), data_folder)
-    batches = [scenes.draw_step(step) for step in range(40)]
-    assert {batch.rounds for batch in batches} == {1, 2, 3}
-    assert 10 < sum(batch.starts_with_box for batch in batches) < 30
+    drawn = [scenes.draw_step(step) for step in range(40)]
+    assert {batch.rounds for batch in drawn} == {1, 2, 3}
+    assert 10 < sum(batch.starts_with_box for batch in drawn) < 30
+
+
+def test_only_a_recipe_that_pastes_needs_cutouts_and_grounds(
+    config: PromptStageConfig, data_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "open").symlink_to(data_folder / "open")
+    TrainingScenes(with_phase(config, pasted=0.0), tmp_path).draw_step(0)
+    with pytest.raises(RunError, match=r"no cut-outs .* in .*cutouts"):
+        TrainingScenes(config, tmp_path)
+    (tmp_path / "cutouts").symlink_to(data_folder / "cutouts")
+    with pytest.raises(RunError, match=r"no photo .* in .*unlabelled"):
+        TrainingScenes(config, tmp_path)
+
+
+def test_objects_that_no_crop_shows_are_not_looked_for_for_ever(
+    config: PromptStageConfig, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MOST_DRAWS", 20)
+    config = with_phase(config, procedural=0.0, pasted=0.0, min_area=2.0)
+    with pytest.raises(RunError, match="min_area: none of 20 crops"):
+        TrainingScenes(config, data_folder).draw_step(0)
+
+
+def test_what_is_wrong_with_a_step_in_a_worker_is_told_without_its_traceback(
+    config: PromptStageConfig, data_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("open", "unlabelled"):
+        (tmp_path / name).symlink_to(data_folder / name)
+    shutil.copytree(data_folder / "cutouts", tmp_path / "cutouts")
+    for cutout in (tmp_path / "cutouts").glob("*/*"):
+        cutout.write_bytes(b"no picture")
+    scenes = TrainingScenes(with_phase(config, procedural=0.0, pasted=1.0), tmp_path)
+    with pytest.raises(RunError) as told:
+        list(draw_in_workers(scenes))
+    assert re.fullmatch(r"The cut-out .*\.webp could not be read\.", told.value.sentence)
 
 
 def test_padding_is_told_from_image(config: PromptStageConfig, data_folder: Path) -> None:
@@ -158,7 +221,7 @@ def test_held_back_images_are_the_same_every_time_and_none_is_trained_on(
 
 def test_a_click_is_drawn_against_the_mask_that_the_teacher_trusts() -> None:
     logits = torch.arange(8.0).reshape(2, 4, 1, 1)
-    answer = Answer(10 * logits, torch.tensor([3, 1]), None)
+    answer = TeacherAnswer(10 * logits, torch.tensor([3, 1]), None)
     shown, wanted = compared_masks(logits, answer)
     assert shown.flatten().tolist() == [3.0, 5.0]
     assert wanted.flatten().tolist() == [30.0, 50.0]
@@ -224,8 +287,7 @@ def test_the_loss_is_the_teachers_where_there_is_one(
     stage = PromptStage(config, data_folder, init=weights).eval()
     batch = dataclasses.replace(stage.scenes.draw_step(0), rounds=1, starts_with_box=False)
     with torch.no_grad():
-        look = stage.teacher.look(batch)
-        answer = look.answer(first_prompts(batch))
+        answer = stage.teacher.for_batch(batch).answer(first_prompts(batch))
         embedding = stage.student.encode(normalise(batch.images)).repeat_interleave(2, dim=0)
         logits, iou_predictions = stage.student.decode(embedding, **vars(first_prompts(batch)))
         loss, metrics = stage(batch)

@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 from distillation.losses import (
     MASK_WEIGHT,
-    distillation_loss,
     embedding_loss,
     iou_token_loss,
     mask_hardness,
+    network_teacher_loss,
     valid_bce,
     valid_dice,
 )
 from distillation.network_input import valid_cells
-from distillation.teachers import Answer, NetworkTeacher, Prompts
+from distillation.teachers import NetworkTeacher, Prompts, TeacherAnswer
 from edgesam_core.nn.checkpoint import load_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.preprocess import preprocess
@@ -68,7 +68,7 @@ def test_bce_and_dice_are_those_of_the_published_code(
     # Both sides are fp32 sums over some thousand cells in another order: 1e-6 relative.
     assert bce.item() == pytest.approx(loss_reference[f"loss.c{count}.bce"], rel=2e-6)
     assert dice.item() == pytest.approx(loss_reference[f"loss.c{count}.dice"], rel=2e-6)
-    loss = distillation_loss(logits, targets, valid, rounds=2)
+    loss = network_teacher_loss(logits, targets, valid, rounds=2)
     assert loss.item() == pytest.approx(MASK_WEIGHT / 2 * (bce + dice).item(), rel=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_the_gradient_of_the_embedding_loss_is_the_one_worked_out_by_hand() -> N
     np.testing.assert_allclose(x.grad, by_hand, rtol=1e-12)
 
 
-def test_the_gradient_of_the_mask_loss_is_that_of_finite_differences() -> None:
+def test_the_gradient_of_the_loss_under_a_network_is_that_of_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 5, 5, generator=generator, dtype=torch.float64).requires_grad_()
     targets = torch.rand(2, 4, 5, 5, generator=generator, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_the_gradient_of_the_mask_loss_is_that_of_finite_differences() -> None:
     hardness = torch.rand(2, 4, generator=generator, dtype=torch.float64)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(x, targets, valid, rounds=2, hardness=hardness)
+        return network_teacher_loss(x, targets, valid, rounds=2, hardness=hardness)
 
     assert torch.autograd.gradcheck(loss, (logits,))
 
@@ -121,7 +121,7 @@ def test_padding_teaches_nothing() -> None:
     logits = torch.zeros(1, 4, 8, 8, requires_grad=True)
     valid = torch.ones(1, 1, 8, 8)
     valid[..., 5:] = 0
-    distillation_loss(logits, torch.ones(1, 4, 8, 8), valid, rounds=1).backward()
+    network_teacher_loss(logits, torch.ones(1, 4, 8, 8), valid, rounds=1).backward()
     assert logits.grad is not None
     assert bool((logits.grad[..., :5] != 0).all())
     assert bool((logits.grad[..., 5:] == 0).all())
@@ -188,8 +188,8 @@ def test_a_step_is_that_of_the_published_code(
     teacher = NetworkTeacher(copy.deepcopy(student), name="a copy", input_size=1024)
     counts = reference["prompts_per_image"]
     repeats = torch.tensor(counts)
-    looks = [
-        teacher.look(one_image(teacher_embedding[i : i + 1], prompts=count))
+    teachers = [
+        teacher.for_batch(one_image(teacher_embedding[i : i + 1], prompts=count))
         for i, count in enumerate(counts)
     ]
     valid = F.interpolate(full_validity(sizes), size=(256, 256), mode="bilinear")
@@ -203,7 +203,7 @@ def test_a_step_is_that_of_the_published_code(
     for round_index, expected in enumerate(wanted["rounds"]):
         prompts = Prompts(points, labels, boxes)
         answer = joined(
-            [look.answer(part) for look, part in zip(looks, split(prompts, counts), strict=True)]
+            [one.answer(part) for one, part in zip(teachers, split(prompts, counts), strict=True)]
         )
         logits, _ = student.decode(
             shown, point_coords=points, point_labels=labels, box_xyxy=boxes,
@@ -214,7 +214,7 @@ def test_a_step_is_that_of_the_published_code(
         dice = scale * valid_dice(logits, answer.targets, valid).mean()
         assert bce.item() == pytest.approx(expected["bce"], abs=2e-5)
         assert dice.item() == pytest.approx(expected["dice"], abs=2e-5)
-        total = total + distillation_loss(logits, answer.targets, valid, rounds=2)
+        total = total + network_teacher_loss(logits, answer.targets, valid, rounds=2)
         on = answer.targets.mean(dim=(-2, -1)).flatten()
         np.testing.assert_allclose(on, expected["target_on"], atol=2 / 65536)
 
@@ -237,7 +237,7 @@ def test_a_step_is_that_of_the_published_code(
 
 
 def first_wrong_cell(
-    logits: torch.Tensor, answer: Answer, valid: torch.Tensor, expected: dict[str, Any]
+    logits: torch.Tensor, answer: TeacherAnswer, valid: torch.Tensor, expected: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference's click, drawn without chance: the first wrong cell in raster order."""
     rows = torch.arange(len(logits))
@@ -271,9 +271,9 @@ def split(prompts: Prompts, counts: list[int]) -> list[Prompts]:
     return [Prompts(*values) for values in zip(*parts, strict=True)]
 
 
-def joined(answers: list[Answer]) -> Answer:
+def joined(answers: list[TeacherAnswer]) -> TeacherAnswer:
     ious = [a.iou_predictions for a in answers if a.iou_predictions is not None]
-    return Answer(
+    return TeacherAnswer(
         torch.cat([a.targets for a in answers]),
         torch.cat([a.compared for a in answers]),
         torch.cat(ious),

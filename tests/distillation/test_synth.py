@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from distillation.synth.canvas import LEAST_AREA_SHARE, Canvas, Coverage
 from distillation.synth.outlines import Outline, rasterise
 from distillation.synth.paste import square_crop
 from distillation.synth.shapes import ODD, SOLID
+from edgesam_core.errors import RunError
 
 SIZE = 128
 RED, GREEN, BLUE = (np.full((1, 1, 3), np.eye(3, dtype=np.uint8)[i] * 255) for i in range(3))
@@ -31,7 +33,7 @@ def _disc(side: int = 80, *, is_drawn: bool = False) -> Cutout:
     return Cutout(rgba, is_drawn)
 
 
-def _square(canvas: Canvas, x0: int, y0: int, side: int, colour: np.ndarray, **how: object) -> int:
+def _square(canvas: Canvas, x0: int, y0: int, side: int, colour: np.ndarray, **how: Any) -> int:
     cover = Coverage(np.full((side, side), 255, np.uint8), x0, y0)
     return canvas.paint(cover, np.broadcast_to(colour, (side, side, 3)).copy(), **how)
 
@@ -143,7 +145,7 @@ def test_a_full_canvas_ends_a_scene_instead_of_mixing_up_ids() -> None:
     assert len(canvas.visible_masks()) == 1
 
 
-@pytest.mark.parametrize("kind", sorted({*SOLID, *ODD}, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted({*SOLID, *ODD}, key=str))
 def test_every_kind_of_outline_covers_something_and_stays_in_its_window(kind) -> None:
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -269,7 +271,7 @@ def test_colours_run_out_into_the_transparent_ground(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_cutouts_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no cut-outs"):
+    with pytest.raises(RunError, match="no cut-outs"):
         load_cutouts(tmp_path / "nothing")
 
 

@@ -1,4 +1,4 @@
-"""Teachers: the masks themselves, and networks that look with their own eyes."""
+"""Teachers: the masks themselves, and networks that see the images at their own size."""
 
 from __future__ import annotations
 
@@ -72,48 +72,48 @@ class Spotter(SamModel):
 
 def test_masks_teach_the_same_whatever_is_asked() -> None:
     batch = batch_of()
-    look = MasksTeacher().look(batch)
+    teacher = MasksTeacher().for_batch(batch)
     for prompts in (BOXES, POINTS):
-        answer = look.answer(prompts)
+        answer = teacher.answer(prompts)
         assert torch.equal(answer.targets[3, 0], batch.targets[1, 1].float() / 255)
         assert answer.compared.tolist() == [0, 0, 0, 0]
         assert answer.iou_predictions is None
 
 
 def test_a_network_answers_clicks_with_four_masks_and_boxes_with_one(network: EdgeSam) -> None:
-    look = NetworkTeacher(network, name="edge_sam", input_size=64).look(batch_of())
-    answer = look.answer(POINTS)
+    teacher = NetworkTeacher(network, name="edge_sam", input_size=64).for_batch(batch_of())
+    answer = teacher.answer(POINTS)
     assert answer.targets.shape == (4, 4, 16, 16)
     assert set(answer.targets.unique().tolist()) <= {0.0, 1.0}
     assert not answer.targets.requires_grad
-    answer = look.answer(BOXES)
+    answer = teacher.answer(BOXES)
     assert answer.targets.shape == (4, 1, 16, 16)
     assert answer.compared.tolist() == [0, 0, 0, 0]
 
 
 def test_clicks_are_drawn_against_the_mask_that_the_teacher_is_surest_of() -> None:
-    look = NetworkTeacher(Spotter(), name="spotter", input_size=64).look(batch_of())
-    assert look.answer(POINTS).compared.tolist() == [2, 2, 2, 2]
+    teacher = NetworkTeacher(Spotter(), name="spotter", input_size=64).for_batch(batch_of())
+    assert teacher.answer(POINTS).compared.tolist() == [2, 2, 2, 2]
 
 
 def test_each_prompt_is_answered_from_its_own_image(network: EdgeSam) -> None:
     batch, teacher = batch_of(), NetworkTeacher(network, name="edge_sam", input_size=64)
-    both = teacher.look(batch).answer(POINTS)
+    both = teacher.for_batch(batch).answer(POINTS)
     alone = Batch(
         batch.images[1:], batch.targets[1:], batch.boxes[1:], batch.points[1:], batch.valid[1:]
     )
-    second = teacher.look(alone).answer(Prompts(torch.full((2, 1, 2), 20.0), torch.ones(2, 1)))
+    second = teacher.for_batch(alone).answer(Prompts(torch.full((2, 1, 2), 20.0), torch.ones(2, 1)))
     torch.testing.assert_close(both.iou_predictions[2:], second.iou_predictions)
     assert not torch.equal(both.iou_predictions[:2], both.iou_predictions[2:])
 
 
 def test_a_teacher_of_another_size_gets_images_and_prompts_in_its_own_frame() -> None:
     spotter = Spotter()
-    look = NetworkTeacher(spotter, name="spotter", input_size=128).look(batch_of(64))
-    look.answer(POINTS)
+    teacher = NetworkTeacher(spotter, name="spotter", input_size=128).for_batch(batch_of(64))
+    teacher.answer(POINTS)
     # The middle of pixel 20 lies at 20.5 of 64, that is at 41 of 128: the middle of pixel 40.5.
     assert spotter.asked[0]["point_coords"].unique().tolist() == [40.5]
-    answer = look.answer(BOXES)
+    answer = teacher.answer(BOXES)
     assert spotter.asked[1]["box_xyxy"][0].tolist() == [16, 16, 48, 80]
     # On from column 1 of 32 on: half of the first of 16 columns.
     assert answer.targets[0, 0, 0].tolist() == [0.5] + [1.0] * 15
@@ -121,11 +121,11 @@ def test_a_teacher_of_another_size_gets_images_and_prompts_in_its_own_frame() ->
 
 def test_stored_embeddings_replace_the_look_at_the_image(network: EdgeSam) -> None:
     batch, teacher = batch_of(), NetworkTeacher(network, name="edge_sam", input_size=64)
-    seen = teacher.look(batch).answer(BOXES)
+    seen = teacher.for_batch(batch).answer(BOXES)
     generator = torch.Generator().manual_seed(5)
     stored = torch.randn(2, 256, 4, 4, generator=generator).half()
     told = Batch(**{**vars(batch), "teacher_embeddings": stored})
-    answer = teacher.look(told).answer(BOXES)
+    answer = teacher.for_batch(told).answer(BOXES)
     expected, _ = network.decode(
         stored.float().repeat_interleave(2, 0), box_xyxy=BOXES.box_xyxy, num_multimask_outputs=1
     )
@@ -156,7 +156,7 @@ def test_the_hash_is_that_of_the_encoder_and_of_nothing_else(
     with torch.no_grad():
         network.mask_decoder.iou_token.weight += 1
         assert teacher.content_hash == before
-        network.image_encoder.neck[0].weight += 1
+        next(network.image_encoder.neck.parameters()).add_(1)
         assert teacher.content_hash != before
 
 
@@ -186,7 +186,7 @@ def test_mobile_sam_teaches_a_small_student_at_its_own_size(tmp_path: Path) -> N
     assert isinstance(teacher, NetworkTeacher)
     assert (teacher.name, teacher.input_size) == ("mobile_sam", 1024)
     stored = torch.randn(2, 256, 64, 64, generator=torch.Generator().manual_seed(5)).half()
-    look = teacher.look(Batch(**{**vars(batch_of()), "teacher_embeddings": stored}))
-    targets = look.answer(POINTS).targets
+    told = Batch(**{**vars(batch_of()), "teacher_embeddings": stored})
+    targets = teacher.for_batch(told).answer(POINTS).targets
     assert targets.shape == (4, 4, 16, 16)
     assert 0 < targets.mean() < 1

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +76,12 @@ def die_in_save(number: int) -> None:
     """Kill this process when the n-th checkpoint is half written."""
     flush, seen = os.fsync, itertools.count(1)
 
-    def torn_flush(descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+    def torn_flush(fd: Any) -> None:
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
         if name.startswith(run_folder.CHECKPOINT) and next(seen) == number:
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.ftruncate(fd, os.fstat(fd).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        flush(descriptor)
+        flush(fd)
 
     os.fsync = torn_flush
 
