@@ -18,10 +18,11 @@ export HOST PORT MODEL
 
 # glibc on Linux: large arrays on huge pages, and memory is kept for the next one. On a virtual machine
 # with slow memory a training step took 2.6 s with the first and 4.6 s without, and five small steps
-# 23 s with both and 35 s with the first. Where glibc is older or absent nothing happens.
+# 23 s with both and 35 s with the first. Where glibc is older or absent nothing happens. Runs that a
+# server or trainer starts have it from backend/stage_process.py.
 KEEP = mmap_threshold=33554432:glibc.malloc.trim_threshold=1000000000:glibc.malloc.top_pad=67108864
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.$(KEEP)
-train trainer demo-train test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
+train test test-quick: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-train setup-label-studio serve worker trainer train test test-quick check format bench \

@@ -11,12 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from edgesam_core.errors import EdgeSamError
+from backend.one_at_a_time import OneAtATime
 
 _LIFETIME_S = 300.0  # Label Studio's, where the access token does not say its own
 _EARLY_S = 60.0  # exchanged this long before its end, so that a slow download does not outlive it
@@ -56,11 +55,9 @@ class AccessToken:
         self._api_key = api_key
         self._exchange = exchange
         self._clock = clock
-        self._lock = threading.Lock()
+        self._exchanging = OneAtATime()
         self._access: str | None = None
         self._renew_at = 0.0
-        self._failure: EdgeSamError | None = None
-        self._failed_at = 0.0
 
     def header(self) -> dict[str, str]:
         """``Authorization`` for the next request; empty without an API key.
@@ -76,33 +73,25 @@ class AccessToken:
 
     def forget(self, header: dict[str, str]) -> bool:
         """Drop an access token that was refused; True when a new one may do better."""
-        with self._lock:
-            if header.get("Authorization", "").startswith("Bearer "):
-                if header["Authorization"] == f"Bearer {self._access}":
-                    self._access = None
-                return True
-            return False
+        refused = header.get("Authorization", "")
+        if refused == f"Bearer {self._access}":
+            self._access = None
+        return refused.startswith("Bearer ")
 
     def _current(self, personal: str) -> str:
         asked_at = self._clock()
-        with self._lock:
-            if self._access and asked_at < self._renew_at:
-                return self._access
-            if self._failure and self._failed_at >= asked_at:
-                # It failed while this thread waited for it: asking again would only queue up.
-                raise type(self._failure)(self._failure.sentence) from self._failure
-            try:
-                self._access = self._exchange(personal)
-            except EdgeSamError as exc:
-                self._access = None
-                self._failure, self._failed_at = exc, self._clock()
-                raise
+        with self._exchanging.turn():
+            access = self._access
+            if access and asked_at < self._renew_at:
+                return access
+            self._access = None
+            access = self._exchange(personal)
             # By its own account of its lifetime, so that two clocks that differ do no harm.
-            said = claims(self._access)
+            said = claims(access)
             try:
                 lifetime = float(said["exp"]) - float(said["iat"])
             except (KeyError, TypeError, ValueError):
                 lifetime = _LIFETIME_S
-            self._failure = None
             self._renew_at = self._clock() + max(lifetime - _EARLY_S, lifetime / 2)
-            return self._access
+            self._access = access
+            return access

@@ -82,7 +82,12 @@ def _register(app: Flask, service: Service) -> None:
     views: list[tuple[Route, object]] = [(route, routes) for route in ROUTES]
     views += [(route, training_routes) for route in TRAINING_ROUTES]
     status_page = StatusPage(
-        service.training, service.versions, training_routes, service.effort, settings
+        service.training,
+        service.versions,
+        training_routes,
+        service.effort,
+        service.models,
+        settings,
     )
     views += [(route, status_page) for route in STATUS_ROUTES]
     for route, holder in views:
@@ -135,7 +140,9 @@ def _answer_error(exc: Exception, metrics: Metrics, status_page: StatusPage) -> 
     elif isinstance(exc, EdgeSamError):
         status, code, sentence = exc.status, exc.code, exc.sentence
         detail = f" ({exc.detail})" if exc.detail else ""
-        level = logging.DEBUG if isinstance(exc, Superseded) else logging.ERROR
+        # Nobody waits for these: the page dropped the click, a probe asks again.
+        is_expected = isinstance(exc, Superseded) or (status == 503 and request.endpoint == "ready")
+        level = logging.DEBUG if is_expected else logging.ERROR
         logger.log(level, "answered %d: %s%s", status, sentence, detail)
     else:
         unknown = EdgeSamError()

@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from flask import Request
 from werkzeug.datastructures import WWWAuthenticate
@@ -34,6 +35,9 @@ class AuthSettings:
     # Password that goes with it.
     url_secret: str | None = field(default=None, repr=False)
     # Puts every route under `/<secret>/`: letters, digits and `. _ ~ -`, best 16 or more at random.
+    host: str = "127.0.0.1"
+    # Address or name that `make serve` listens on. Beyond loopback nobody cancels a run, promotes
+    # or rolls back without one of the three above.
 
     def __post_init__(self) -> None:
         """Refuse half a pair of credentials and a secret that is no path."""
@@ -73,7 +77,8 @@ def check_guarded(request: Request, settings: AuthSettings) -> None:
     """Refuse what changes who is served what, where anybody on the network could ask for it.
 
     Raises:
-        Guarded: No authentication is set, and the server listens on more than loopback.
+        Guarded: No authentication is set, and the server listens on more than loopback, or is asked
+            under another name than its own.
     """
     if settings.basic_auth_user is not None or settings.url_secret is not None:
         return
@@ -81,13 +86,29 @@ def check_guarded(request: Request, settings: AuthSettings) -> None:
     listened_on = str(request.environ.get("SERVER_NAME"))
     if not (_is_loopback(listened_on) and _is_loopback(request.remote_addr or "")):
         raise Guarded
+    # A page of another site may have its own name lead to 127.0.0.1 (DNS rebinding) and then asks
+    # from this machine's browser, and as one of our pages.
+    name = _name_of(request.host)
+    if not (_is_loopback(name) or name == settings.host.lower()):
+        raise Guarded(
+            "Without a password this is answered only under the server's own name. Open it as "
+            "localhost, or set BASIC_AUTH_USER and BASIC_AUTH_PASS, here and in Label Studio."
+        )
 
 
-def _is_loopback(address: str) -> bool:
+def _name_of(host: str) -> str:
+    """The name in a Host header, without its port; empty where there is none."""
     try:
-        return ipaddress.ip_address(address).is_loopback
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
-        return address == "localhost"
+        return ""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 def check_credentials(request: Request, settings: AuthSettings) -> None:

@@ -117,7 +117,11 @@ class DirectoryStore:
             if self._is_evicting or self._unchecked_bytes < self._next_check_bytes:
                 return
             self._is_evicting, self._unchecked_bytes = True, 0
-        threading.Thread(target=self._evict, name="evict", daemon=True).start()
+        try:
+            threading.Thread(target=self._evict, name="evict", daemon=True).start()
+        except RuntimeError:  # a process that has no more threads: the next entry tries again
+            with self._lock:
+                self._is_evicting, self._unchecked_bytes = False, self._next_check_bytes
 
     def _evict(self) -> None:
         """Drop the longest unused entries if the budget is nearly used."""

@@ -16,9 +16,10 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from backend.images import ImageLoader, ImageSettings
-from backend.label_config import image_uri, parse_label_config
+from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
 from backend.queues import QueueSettings, connect, eviction_complaint, listening
+from backend.task_pictures import image_uri
 from edgesam_core.errors import EdgeSamError, LabelConfigError, RequestError, UpstreamError
 from edgesam_core.image import read_image
 

@@ -5,7 +5,7 @@ A webhook is taken in microseconds. One thread then counts it (effort_count.py) 
 and compared with what was submitted. So a count is there at once, its IoU a little later. Webhooks
 that never came, and IoUs that were lost with a process, are made up for by effort_rebuild.py.
 
-Read per label and week for a project (`Effort.weeks`), and per version for `/metrics`.
+Read per label and week for a project, and per version for `/metrics` (effort_table.py).
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from backend import logs
 from backend.effort_count import Accepted, count_annotation
 from backend.effort_events import ANNOTATIONS_DELETED, TASKS_DELETED, Event, read_event
-from backend.effort_rows import AnnotationEffort, EffortRows, RegionEffort
+from backend.effort_rows import AnnotationEffort, EffortRows
+from backend.effort_table import EffortRow, Total, by_version, by_week
 from backend.label_config import LabelConfig, parse_label_config
 from edgesam_core.errors import EdgeSamError
 
 logger = logging.getLogger(__name__)
-
-BY_HAND = "by_hand"
-"""In place of a version where no model had a part in a region."""
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of annotations that wait to be counted."""
@@ -38,48 +35,6 @@ MOST_REPLAYS = 200
 """Annotations that wait for their IoU; of more than that the oldest stay without."""
 
 _PATIENCE_S = 5.0
-
-
-@dataclass(frozen=True)
-class EffortRow:
-    """One line of the status page."""
-
-    week: str
-    # ISO, such as 2026-W47, of the annotations' creation (UTC)
-    label: str
-    version: str | None
-    # that suggested the regions; None: drawn by hand, and then the next but `regions` say nothing
-    regions: int
-    prompts_per_region: float
-    untouched_share: float
-    # 0..1
-    mean_iou: float | None
-    # suggestion with submitted mask, 0..1, of those that could be compared
-
-
-@dataclass
-class Total:
-    """Sums over regions."""
-
-    regions: int = 0
-    prompts: int = 0
-    untouched: int = 0
-    iou_sum: float = 0.0
-    iou_count: int = 0
-
-    def add(self, region: RegionEffort) -> None:
-        """Add a region."""
-        self.regions += 1
-        self.prompts += region.prompts
-        self.untouched += region.untouched
-        if region.iou is not None:
-            self.iou_sum += region.iou
-            self.iou_count += 1
-
-    @property
-    def mean_iou(self) -> float | None:
-        """Of those regions that have one."""
-        return self.iou_sum / self.iou_count if self.iou_count else None
 
 
 @dataclass(frozen=True)
@@ -184,24 +139,11 @@ class Effort:
 
     def weeks(self, project_id: int) -> list[EffortRow]:
         """A project's effort per week, label and version; the newest week first."""
-        totals: dict[tuple[str, str, str], Total] = {}
-        for effort in self._of(project_id):
-            week = _week(effort.created_at)
-            for region in effort.regions:
-                key = week, region.label, region.version or ""
-                totals.setdefault(key, Total()).add(region)
-        rows = [_row(*key, total) for key, total in totals.items()]
-        rows.sort(key=lambda row: (row.label, row.version or ""))
-        return sorted(rows, key=lambda row: row.week, reverse=True)
+        return by_week(self._of(project_id))
 
     def versions(self) -> dict[str, Total]:
         """The effort of all projects per version, and `BY_HAND`."""
-        totals: dict[str, Total] = {}
-        for project_id in self.rows.projects():
-            for effort in self._of(project_id):
-                for region in effort.regions:
-                    totals.setdefault(region.version or BY_HAND, Total()).add(region)
-        return totals
+        return by_version(e for project_id in self.rows.projects() for e in self._of(project_id))
 
     def _of(self, project_id: int) -> list[AnnotationEffort]:
         """What is known of a project; nothing where nothing can be read."""
@@ -269,28 +211,6 @@ def readable_config(label_config: object) -> LabelConfig | None:
         return parse_label_config(label_config)
     except EdgeSamError:
         return None
-
-
-def _row(week: str, label: str, version: str, total: Total) -> EffortRow:
-    return EffortRow(
-        week=week,
-        label=label,
-        version=version or None,
-        regions=total.regions,
-        prompts_per_region=total.prompts / total.regions,
-        untouched_share=total.untouched / total.regions,
-        mean_iou=total.mean_iou,
-    )
-
-
-def _week(moment: str) -> str:
-    """The ISO week of a moment; that of today where it cannot be read."""
-    try:
-        day = datetime.fromisoformat(moment)
-    except ValueError:
-        day = datetime.now(UTC)
-    year, week, _ = day.isocalendar()
-    return f"{year}-W{week:02}"
 
 
 def _say(project_id: int, effort: AnnotationEffort) -> None:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.effort_rows import AnnotationEffort, RegionEffort
-from backend.label_config import LabelConfig, image_uri
+from backend.label_config import LabelConfig
 from backend.regions import Region, region_mask, regions_of
 from backend.results import mask_hash, outline_hash
+from backend.task_pictures import image_uri
 from edgesam_core.errors import EdgeSamError
 from edgesam_core.windowed_mask import WindowedMask
 

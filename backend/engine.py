@@ -19,7 +19,7 @@ from backend import logs
 from backend.encoding import Encoding
 from backend.granularity import GranularitySettings, merge_rule
 from backend.jobs import EncodeRequest
-from backend.label_config import LabelConfig, image_uri, image_uris, parse_label_config
+from backend.label_config import LabelConfig, parse_label_config
 from backend.metrics import Metrics
 from backend.model import ServedModel
 from backend.models import Models
@@ -28,6 +28,7 @@ from backend.refinement import Refinement
 from backend.results import ResultSettings, Suggested, clean_mask, regions_for
 from backend.second_look import Look, SecondLook
 from backend.superseded import Click, Clicks
+from backend.task_pictures import image_uri, image_uris
 from backend.working_set import WorkingSet
 from edgesam_core.errors import ImageError, PromptError, RequestError
 from edgesam_core.granularity import MergeRule

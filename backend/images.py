@@ -21,7 +21,9 @@ from weakref import WeakValueDictionary
 
 from backend.image_address import is_data_uri, read_data_uri, without_signature
 from backend.image_ways import Way, Ways
-from backend.label_studio import CLOUD_SCHEMES, LabelStudioClient, is_file_path, is_loopback
+from backend.label_studio import LabelStudioClient
+from backend.label_studio_address import CLOUD_SCHEMES, is_file_path, is_loopback
+from backend.one_at_a_time import OneAtATime
 from backend.safe_http import Deadline, HttpAnswer, origin_of, read_url, send
 from backend.store import NO_STORE, Store
 from edgesam_core.errors import EdgeSamError, ImageError, UpstreamError
@@ -76,7 +78,10 @@ class ImageBytes:
 
 
 class ImageLoader:
-    """Fetches images and keeps them; thread-safe, one fetch per address at a time."""
+    """Fetches images and keeps them; thread-safe, one fetch per address at a time.
+
+    Who waits for a fetch that fails is told the same, and asks no host again.
+    """
 
     def __init__(
         self,
@@ -101,7 +106,7 @@ class ImageLoader:
         self._kept = kept
         self._ways = Ways(shared)
         self._clock = clock
-        self._in_flight: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._in_flight: WeakValueDictionary[str, OneAtATime] = WeakValueDictionary()
         self._in_flight_guard = threading.Lock()
 
     def key(self, uri: str, task_id: int | None = None) -> str | None:
@@ -121,7 +126,7 @@ class ImageLoader:
         way = self._ways.get(name, self._clock())
         if way is not None and way.is_believed(self._clock()):
             return way.sha256
-        with self._one_at_a_time(name):
+        with self._fetching(name).turn():
             way = self._ways.get(name, self._clock())
             if way is None or not _has_etag(way):
                 return None
@@ -147,7 +152,7 @@ class ImageLoader:
             data = read_data_uri(uri, self._settings.max_bytes)
             return ImageBytes(data, hashlib.sha256(data).hexdigest())
         name, url = self._address(uri, task_id)
-        with self._one_at_a_time(name):
+        with self._fetching(name).turn():
             way = self._ways.get(name, self._clock())
             kept = self._kept.get(way.sha256) if way else None
             if way is None or kept is None:
@@ -158,10 +163,10 @@ class ImageLoader:
             assert kept is not None, "without an ETag no host can say that nothing has changed"
             return ImageBytes(kept, way.sha256)
 
-    def _one_at_a_time(self, name: str) -> threading.Lock:
-        """The lock of an address: the second who asks finds what the first has fetched."""
+    def _fetching(self, name: str) -> OneAtATime:
+        """Whoever is asking an address: the second finds what the first has fetched."""
         with self._in_flight_guard:
-            return self._in_flight.setdefault(name, threading.Lock())
+            return self._in_flight.setdefault(name, OneAtATime())
 
     def _ask(self, name: str, url: str, way: Way | None) -> tuple[Way, bytes | None]:
         """Fetch an image and keep it, unless its host says that it is what ``way`` leads to.
@@ -199,21 +204,21 @@ class ImageLoader:
                     "and the request names no task. Send the task's id."
                 )
             # The name has the task in it: another project may have another bucket of that name.
-            url = self._label_studio.presign(task_id, uri)
+            url = self._label_studio.address.presign(task_id, uri)
         elif not scheme:
             if not is_file_path("/" + uri.lstrip("/")) and not uri.startswith("/"):
                 raise ImageError(
                     "The task has no usable address for its image. Use http, https, s3, gs, "
                     "azure-blob, a data URI or a file uploaded to Label Studio."
                 )
-            url = self._label_studio.resolve(uri)
+            url = self._label_studio.address.resolve(uri)
         else:
             parts = read_url(uri)
-            url = self._label_studio.resolve(uri)
+            url = self._label_studio.address.resolve(uri)
             # Label Studio writes its own idea of its address into tasks from local storages, and
             # that is often localhost, where the backend sees only itself.
             if is_file_path(parts.path or "") and is_loopback(uri) and not self._is_named(url):
-                url = self._label_studio.resolve(parts.request_uri)
+                url = self._label_studio.address.resolve(parts.request_uri)
         return without_signature(url), url
 
     def _is_named(self, url: str) -> bool:
@@ -221,14 +226,15 @@ class ImageLoader:
         origin = origin_of(read_url(url))
         _, host, port = origin
         named = self._settings.allowed_hosts
-        return origin == self._label_studio.origin or host in named or f"{host}:{port}" in named
+        is_label_studio = origin == self._label_studio.address.origin
+        return is_label_studio or host in named or f"{host}:{port}" in named
 
     def _download(self, url: str, etag: str | None) -> HttpAnswer:
         """The answer where the redirects end: 2xx with the bytes, or 304 where ``etag`` fits."""
         deadline, max_bytes = Deadline(self._settings.timeout_s), self._settings.max_bytes
         headers = {"If-None-Match": etag} if etag else {}
         for _ in range(MAX_REDIRECTS + 1):
-            own = self._label_studio.owns(url)
+            own = self._label_studio.address.owns(url)
             if own:
                 answer = self._label_studio.send(
                     url, deadline=deadline, max_bytes=max_bytes, headers=headers

@@ -13,28 +13,27 @@ one that serves as a prompt comes last there too.
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from backend.granularity import ATTRIBUTE, CHOICES
-from edgesam_core.errors import ImageError, LabelConfigError
+from edgesam_core.errors import LabelConfigError
 
 Shape = Literal["brush", "bitmask", "polygon", "rectangle"]
 """What a control can hold."""
 
 MAX_CONFIG_CHARS = 1_000_000
 
-_MASK_SHAPES: tuple[Shape, ...] = ("brush", "bitmask", "polygon")
+Attributes = Mapping[str, str]
+"""Of a tag, their names in small letters."""
+
 _CONTROL_TAGS: dict[str, Shape] = {
-    **{shape: shape for shape in (*_MASK_SHAPES, "rectangle")},
-    **{f"{shape}labels": shape for shape in (*_MASK_SHAPES, "rectangle")},
-}  # fmt: skip
+    shape + ending: shape for shape in get_args(Shape) for ending in ("", "labels")
+}
 _PROMPT_TAGS = frozenset({"keypoint", "keypointlabels", "rectangle", "rectanglelabels"})
-_VARIABLE = re.compile(r"\$([\w.\[\]-]+)")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,8 @@ class ImageTag:
 
     name: str
     value: str
-    # the attribute as written: "$image", "$meta.url", "https://host/$name.png"
-    is_list: bool
-    # valueList: the field holds several pictures, chosen by the prompt's item_index
+    # the attribute as written: "$image", "$meta.url", "https://host/$name.png"; valueList's names a
+    # field with several pictures, chosen by the prompt's item_index
 
 
 @dataclass(frozen=True)
@@ -223,91 +221,61 @@ def _parse(xml: str) -> LabelConfig:
     for element in root.iter():
         tag = str(element.tag).lower()
         attributes = {name.lower(): value for name, value in element.attrib.items()}
-        name = attributes.get("name", "")
-        to_names = tuple(part.strip() for part in attributes.get("toname", "").split(","))
-        is_smart = "true" in (attributes.get("smart"), attributes.get("smartonly"))
         if tag == "image":
-            listed = attributes.get("valuelist")
-            images.append(ImageTag(name, listed or attributes.get("value", ""), bool(listed)))
+            images.append(_image(attributes))
         elif tag == "labels":
-            words, is_dynamic = _words(element, attributes)
-            labels_controls.append(LabelsControl(name, to_names, words, is_dynamic))
+            labels_controls.append(_labels_control(element, attributes))
         elif tag in _CONTROL_TAGS:
-            has_labels = tag.endswith("labels")
-            words, is_dynamic = _words(element, attributes) if has_labels else ((), False)
-            controls.append(
-                Control(
-                    shape=_CONTROL_TAGS[tag],
-                    name=name,
-                    to_names=to_names,
-                    labels=words,
-                    has_labels=has_labels,
-                    takes_any_label=is_dynamic,
-                    is_smart=is_smart,
-                )
-            )
-        if is_smart and tag in _PROMPT_TAGS:
-            smart_tools.append(name)
+            controls.append(_control(tag, element, attributes))
+        if tag in _PROMPT_TAGS and _is_smart(attributes):
+            smart_tools.append(attributes.get("name", ""))
             granularity_prior = granularity_prior or _granularity_prior(attributes)
     if not images:
         raise LabelConfigError(
             'The labelling config has no <Image> tag. Add <Image name="image" value="$image"/>.'
         )
     return LabelConfig(
-        images=tuple(images),
-        controls=tuple(controls),
-        labels_controls=tuple(labels_controls),
-        smart_tools=tuple(smart_tools),
-        granularity_prior=granularity_prior,
+        tuple(images),
+        tuple(controls),
+        tuple(labels_controls),
+        tuple(smart_tools),
+        granularity_prior,
     )
 
 
-def image_uri(tag: ImageTag, data: Mapping[str, Any], item_index: int | None) -> str:
-    """Where the picture of a task lies, as the task says it.
-
-    Args:
-        tag: The image tag that the prompt is for.
-        data: The task's ``data``.
-        item_index: Which picture of a ``valueList``; None means the first.
-
-    Raises:
-        ImageError: The field is missing, empty, or has no such picture.
-    """
-    value: object
-    whole = _VARIABLE.fullmatch(tag.value)
-    if whole:
-        value = _lookup(data, whole[1])
-    else:
-        value = _VARIABLE.sub(lambda match: str(_lookup(data, match[1]) or ""), tag.value)
-    if isinstance(value, list):
-        index = item_index or 0
-        if index >= len(value):
-            raise ImageError(
-                f"The task has {len(value)} pictures, the prompt is on picture {index + 1}. "
-                "Reload the page."
-            )
-        value = value[index]
-    if not isinstance(value, str) or not value:
-        raise ImageError(
-            f"The task has no picture in its field {tag.value.lstrip('$')!r:.60}, which the "
-            "labelling config's <Image> asks for. Correct the config or the task."
-        )
-    return value
+def _image(attributes: Attributes) -> ImageTag:
+    value = attributes.get("valuelist") or attributes.get("value", "")
+    return ImageTag(attributes.get("name", ""), value)
 
 
-def image_uris(tag: ImageTag, data: Mapping[str, Any]) -> list[str]:
-    """Where the pictures of a task lie: one, or all pages of a ``valueList``.
-
-    Raises:
-        ImageError: The field is missing or empty.
-    """
-    whole = _VARIABLE.fullmatch(tag.value)
-    pages = _lookup(data, whole[1]) if whole else None
-    count = len(pages) if isinstance(pages, list) else 1
-    return [image_uri(tag, data, index) for index in range(max(1, count))]
+def _labels_control(element: ET.Element, attributes: Attributes) -> LabelsControl:
+    words, is_dynamic = _words(element, attributes)
+    return LabelsControl(attributes.get("name", ""), _to_names(attributes), words, is_dynamic)
 
 
-def _words(element: ET.Element, attributes: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
+def _control(tag: str, element: ET.Element, attributes: Attributes) -> Control:
+    has_labels = tag.endswith("labels")
+    words, is_dynamic = _words(element, attributes) if has_labels else ((), False)
+    return Control(
+        shape=_CONTROL_TAGS[tag],
+        name=attributes.get("name", ""),
+        to_names=_to_names(attributes),
+        labels=words,
+        has_labels=has_labels,
+        takes_any_label=is_dynamic,
+        is_smart=_is_smart(attributes),
+    )
+
+
+def _to_names(attributes: Attributes) -> tuple[str, ...]:
+    return tuple(part.strip() for part in attributes.get("toname", "").split(","))
+
+
+def _is_smart(attributes: Attributes) -> bool:
+    return "true" in (attributes.get("smart"), attributes.get("smartonly"))
+
+
+def _words(element: ET.Element, attributes: Attributes) -> tuple[tuple[str, ...], bool]:
     """The labels that a control offers, and whether more come from the task's data."""
     words = []
     for child in element.iter():
@@ -318,7 +286,7 @@ def _words(element: ET.Element, attributes: Mapping[str, str]) -> tuple[tuple[st
     return tuple(word for word in words if word), attributes.get("value", "").startswith("$")
 
 
-def _granularity_prior(attributes: Mapping[str, str]) -> str | None:
+def _granularity_prior(attributes: Attributes) -> str | None:
     """What a smart tool says about the granularity prior.
 
     Raises:
@@ -331,18 +299,3 @@ def _granularity_prior(attributes: Mapping[str, str]) -> str | None:
             f"{', '.join(CHOICES)}, or leave it out."
         )
     return choice
-
-
-def _lookup(data: Mapping[str, Any], path: str) -> object:
-    """``a``, ``a.b`` or ``a[0]`` in the task's data, a key of just that name first."""
-    if path in data:
-        return data[path]
-    value: object = data
-    for step in re.findall(r"[^.\[\]]+", path):
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value

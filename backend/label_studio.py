@@ -1,30 +1,27 @@
-"""Label Studio as this backend asks it: where things lie, with which token, what errors mean.
+"""Label Studio as this backend asks it: about projects and tasks, with which token.
 
-Task data names files in Label Studio's own way (``/data/upload/...``, ``s3://...``); here they turn
-into addresses. The token goes to the origin of ``LABEL_STUDIO_URL`` and nowhere else: what a task
-or ``/setup`` claims about Label Studio's address is not believed. Refusals become sentences in
-refusals.py, images are fetched in images.py.
+Where things lie is label_studio_address.py's part; the token goes there and nowhere else. Refusals
+become sentences in refusals.py, images are fetched in images.py.
 
-The paths were read in label-studio 1.23.2: ``io_storages/urls.py``, ``proxy_api.py``,
-``jwt_auth/views.py``.
+The paths were read in label-studio 1.23.2: ``jwt_auth/views.py``, ``data_manager/api.py``.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlencode
+from urllib.parse import urlencode
 
-from urllib3.util import Url, parse_url
+from urllib3.util import Url
 
 from backend.access_token import AccessToken, is_personal
+from backend.label_studio_address import LabelStudioAddress
 from backend.refusals import explain_refusal, explain_refused_exchange
-from backend.safe_http import Deadline, HttpAnswer, Origin, origin_of, read_url, send
+from backend.safe_http import Deadline, HttpAnswer, read_url, send
 from edgesam_core.errors import (
     EdgeSamError,
     ImageError,
@@ -33,12 +30,6 @@ from edgesam_core.errors import (
     UpstreamTimeout,
 )
 
-CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
-"""Storages whose files Label Studio resolves for a task."""
-
-_FILE_PATH = re.compile(
-    r"/(data/(upload|local-files)|storage-data/uploaded|tasks/\d+/(resolve|presign))/"
-)
 _JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -88,10 +79,7 @@ class LabelStudioClient:
             clock: For the access token's lifetime; seconds, never going back.
         """
         self._settings = settings
-        parts = read_url(settings.url)
-        self.origin: Origin = origin_of(parts)
-        self._prefix = (parts.path or "").rstrip("/")
-        self._root = f"{parts.scheme}://{parts.netloc}"
+        self.address = LabelStudioAddress(settings.url)
         self._token = AccessToken(settings.api_key, self._exchange_token, clock)
 
     @property
@@ -114,40 +102,6 @@ class LabelStudioClient:
         """
         return self._token.header()
 
-    def owns(self, url: str) -> bool:
-        """Whether an absolute address is Label Studio's own: origin and path prefix both fit."""
-        try:
-            parts = read_url(url)
-        except ImageError:
-            return False
-        path = unquote(parts.path or "/")
-        if origin_of(parts) != self.origin or ".." in path.split("/"):
-            return False
-        return path == self._prefix or path.startswith(self._prefix + "/")
-
-    def resolve(self, path_or_url: str) -> str:
-        """The absolute address of a path in Label Studio; other addresses as they are.
-
-        A path prefix is added where task data lacks it, also to a whole address of a file.
-        """
-        if path_or_url.startswith("/"):
-            return self._root + self._prefixed(path_or_url)
-        if "://" not in path_or_url:
-            return self._root + self._prefixed("/" + path_or_url)
-        parts = read_url(path_or_url)
-        if origin_of(parts) == self.origin and _FILE_PATH.match(parts.path or ""):
-            return self._root + self._prefixed(parts.request_uri)
-        return path_or_url
-
-    def presign(self, task_id: int, uri: str) -> str:
-        """The address at which Label Studio hands over a cloud file of a task.
-
-        It redirects to the storage with a signature, or passes the bytes on itself, as the
-        storage's owner chose. Both ``/presign/`` and ``/resolve/`` exist; the former is the older.
-        """
-        encoded = base64.urlsafe_b64encode(uri.encode()).decode()
-        return self.resolve(f"/tasks/{int(task_id)}/presign/?" + urlencode({"fileuri": encoded}))
-
     def send(
         self,
         url: str,
@@ -166,7 +120,7 @@ class LabelStudioClient:
             UpstreamError: Unreachable, or the token could not be exchanged.
             ImageTooLarge: The body is over ``max_bytes``.
         """
-        assert self.owns(url), "the token is only for Label Studio"
+        assert self.address.owns(url), "the token is only for Label Studio"
         parts = read_url(url)
         plain = dict(headers or {})
         letter = self.authorization() if with_token else {}
@@ -186,7 +140,7 @@ class LabelStudioClient:
         Raises:
             UpstreamError: Any refusal, as a sentence.
         """
-        url = self.resolve(path) + (f"?{urlencode(query)}" if query else "")
+        url = self.address.resolve(path) + (f"?{urlencode(query)}" if query else "")
         deadline = Deadline(self._settings.timeout_s)
         answer = self.send(url, deadline=deadline, max_bytes=_JSON_BYTES, with_token=with_token)
         if not 200 <= answer.status < 300:
@@ -277,15 +231,10 @@ class LabelStudioClient:
         """What an answer of Label Studio that is no success means, and the cure."""
         return explain_refusal(answer, self._settings.api_key)
 
-    def _prefixed(self, path: str) -> str:
-        bare = path.partition("?")[0]
-        inside = bare == self._prefix or bare.startswith(self._prefix + "/")
-        return path if inside else self._prefix + path
-
     def _exchange_token(self, personal: str) -> str:
         answer = self._send(
             "POST",
-            read_url(self.resolve("/api/token/refresh/")),
+            read_url(self.address.resolve("/api/token/refresh/")),
             Deadline(self._settings.timeout_s),
             _JSON_BYTES,
             {"Content-Type": "application/json"},
@@ -339,14 +288,3 @@ class LabelStudioClient:
                 "What answers at LABEL_STUDIO_URL is not Label Studio. Correct the address; "
                 "a path prefix belongs to it."
             ) from exc
-
-
-def is_file_path(path: str) -> bool:
-    """Whether a path, perhaps behind a prefix, is one where Label Studio serves tasks' files."""
-    return _FILE_PATH.search(path) is not None
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address names the machine that asks, which in a container is the container."""
-    host = (parse_url(url).host or "").strip("[]").lower()
-    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -1,7 +1,9 @@
 """What the operator sees at ``/metrics``: times, hits and errors, in Prometheus' form.
 
 Each application has a registry of its own, so that tests and plugins do not meet in a global one.
-Every label has a small fixed set of values; no id, address or label of a project ever is one.
+Several web processes count in files of one folder (gunicorn.conf.py), and whichever is asked adds
+them up. Every label has a small fixed set of values; no id, address or label of a project ever is
+one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from backend import logs
@@ -30,7 +33,6 @@ SECOND_LOOK_OUTCOMES = ("used", "late", "left")
 """Answered on the crop; the crop was not encoded yet; the mask reached the crop's border."""
 
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 100)
-
 
 MOST_VERSIONS = 50
 """Of the effort meter, those with most regions; the others are not shown."""
@@ -84,30 +86,31 @@ class _EffortCollector(Collector):
 
 
 class Metrics:
-    """The counters of one application."""
+    """The counters of one application, in all its web processes."""
 
     def __init__(self) -> None:
         """Register everything; counters whose labels are known start at zero."""
-        self.registry = CollectorRegistry()
+        own = CollectorRegistry()
+        self._shown = _of_all_processes() or own
         self.requests = Histogram(
             "edgesam_request_seconds",
             "Time to answer a request.",
             ["route", "status"],
-            registry=self.registry,
+            registry=own,
             buckets=_SECONDS,
         )
         self.stages = Histogram(
             "edgesam_stage_seconds",
             "Time spent in one stage of a click.",
             ["stage"],
-            registry=self.registry,
+            registry=own,
             buckets=_SECONDS,
         )
         self.embedding_cache = Counter(
             "edgesam_embedding_cache",
             "How a click found the embedding of its image.",
             ["outcome"],
-            registry=self.registry,
+            registry=own,
         )
         for outcome in CACHE_OUTCOMES:
             self.embedding_cache.labels(outcome)
@@ -115,7 +118,7 @@ class Metrics:
             "edgesam_encode_jobs",
             "What became of the jobs that clicks waited for.",
             ["outcome"],
-            registry=self.registry,
+            registry=own,
         )
         for outcome in JOB_OUTCOMES:
             self.encode_jobs.labels(outcome)
@@ -123,7 +126,7 @@ class Metrics:
             "edgesam_prefetches",
             "What became of the images that were to be encoded ahead of a click.",
             ["outcome"],
-            registry=self.registry,
+            registry=own,
         )
         for outcome in PREFETCH_OUTCOMES:
             self.prefetches.labels(outcome)
@@ -131,7 +134,7 @@ class Metrics:
             "edgesam_second_looks",
             "How next clicks on small objects were answered.",
             ["outcome"],
-            registry=self.registry,
+            registry=own,
         )
         for outcome in SECOND_LOOK_OUTCOMES:
             self.second_looks.labels(outcome)
@@ -139,13 +142,14 @@ class Metrics:
             "edgesam_errors",
             "Answers that were an error, by its code.",
             ["code"],
-            registry=self.registry,
+            registry=own,
         )
         self.model_info = Gauge(
             "edgesam_model_info",
             "The model that is served, as labels; always 1.",
             ["name", "version"],
-            registry=self.registry,
+            registry=own,
+            multiprocess_mode="livemax",
         )
 
     @contextmanager
@@ -165,8 +169,18 @@ class Metrics:
 
     def show_effort(self, versions: Callable[[], Mapping[str, EffortTotal]]) -> None:
         """Show what annotators' work comes to, per version; asked for whenever somebody looks."""
-        self.registry.register(_EffortCollector(versions))
+        self._shown.register(_EffortCollector(versions))
 
     def text(self) -> bytes:
         """Everything in Prometheus' text form."""
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
+
+
+def _of_all_processes() -> CollectorRegistry | None:
+    """What the web processes of this server have counted; None where there is one alone."""
+    registry = CollectorRegistry()
+    try:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    except ValueError:  # no folder to count in
+        return None
+    return registry

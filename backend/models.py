@@ -12,17 +12,27 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from backend.logs import Complaints
 from backend.model import ModelSettings, ServedModel
-from backend.versions import Versions
+from backend.versions import Versions, served_before
+from edgesam_core.bundle import Bundle
 from edgesam_core.errors import BundleError, EdgeSamError
 
 logger = logging.getLogger(__name__)
 
 MOST_OPEN = 4
 """Versions that stay open beside those that projects are served; each takes about 150 MB."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A version that answers in place of one that cannot be opened."""
+
+    version: str
+    why: str
+    # a sentence: what is wrong with the other
 
 
 class Models:
@@ -70,9 +80,33 @@ class Models:
                 model = ServedModel(replace(self._settings, name=str(path)))
                 self._open[version] = model
             self._open.move_to_end(version)
-            while len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)
+            served = list(self._served.values())
+            idle = [known for known, other in self._open.items() if other not in served]
+            for longest_unused in idle[:-MOST_OPEN]:
+                del self._open[longest_unused]
         return model
+
+    def stand_in(self, project_id: int) -> StandIn | None:
+        """Who answers where the version that a project should be served cannot; opens no graph.
+
+        Of a version that this process does not serve the files are read.
+        """
+        served, why = self._served.get(project_id), ""
+        open_here = {self.own.version} if served is None else {self.own.version, served.version}
+        for version in self._wanted(project_id):
+            if version in open_here:
+                break
+            try:
+                Bundle.open(self._versions.bundle(version))
+            except BundleError as exc:
+                why = why or exc.sentence
+            else:
+                break
+        else:
+            version = self.own.version
+        if not why:
+            return None
+        return StandIn(version if served is None else served.version, why)
 
     def projects(self) -> list[int]:
         """Projects that this process has answered."""
@@ -107,12 +141,11 @@ class Models:
             if current is None:
                 return
             yield current
-            for change in reversed(self._versions.history(project_id)):
-                if change.event == "promoted" and change.version == current:
-                    if change.before is None:
-                        return
-                    current = change.before
-                    yield current
+            history = self._versions.history(project_id)
+            for version in reversed(served_before(history, current)):
+                if version is None:
+                    return
+                yield version
         except EdgeSamError as exc:
             self._complaints.warn(f"project {project_id}: {exc.sentence}")
 

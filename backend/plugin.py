@@ -19,9 +19,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -178,9 +179,17 @@ def _named_project(data: object, own: object, tasks: Iterable[Any]) -> int:
     raise RequestError("Which project should be trained? The request names none.")
 
 
-@lru_cache(maxsize=1)
+_making = threading.Lock()
+
+
 def _service_of_process() -> Service:
-    """The parts for instances that a framework made."""
+    """The parts for instances that a framework made, the same for all of its threads."""
+    with _making:
+        return _make_service()
+
+
+@cache
+def _make_service() -> Service:
     from backend.service import Service
     from backend.settings import Settings
 

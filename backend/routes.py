@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from backend.prefetch import Prefetch
 from backend.second_look import SecondLook
 from backend.settings import Settings
 from backend.training import Training
-from edgesam_core.errors import RequestError
+from edgesam_core.errors import BundleError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +152,10 @@ class Routes:
         return _json({"status": "READY", "model_version": segmenter.version})
 
     def metrics(self) -> Response:
-        """Prometheus' page."""
-        manifest = self._models.own.manifest
-        self._metrics.model_info.labels(manifest.name, manifest.version).set(1)
+        """Prometheus' page; without a model it still counts the errors that come of that."""
+        with suppress(BundleError):
+            manifest = self._models.own.manifest
+            self._metrics.model_info.labels(manifest.name, manifest.version).set(1)
         return Response(self._metrics.text(), mimetype="text/plain; version=0.0.4")
 
     def setup(self) -> Response:

@@ -25,7 +25,7 @@ class Progress:
     # of the whole training
     eta_min: float | None = None
     # as it was when the last step was logged
-    losses: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float | None] = field(default_factory=dict)
     held_out: list[dict[str, Any]] = field(default_factory=list)
     # looks at held-out tasks so far: ``step`` and scores by name
 
@@ -46,7 +46,10 @@ def progress_of(run: Path) -> Progress:
 
 
 def log_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of the training's log; lines that a kill has torn are left out."""
+    """The rows of the training's log; lines that a kill has torn are left out.
+
+    What is no number (NaN, as of a training that diverges) is None, which JSON has a word for.
+    """
     try:
         lines = (run / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -54,7 +57,7 @@ def log_rows(run: Path) -> list[dict[str, Any]]:
     rows = []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda name: None)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -156,8 +156,8 @@ class Trainer:
         folder = self._runs.folder(run.job)
         if run.base not in (None, ServedModel(self._model).version):
             raise RunError(
-                "The trainer has another model than the server. Give both the same MODEL, and the "
-                "same files."
+                "This run began with another model than the trainer has. Give server and trainer "
+                "the same MODEL and the same files, or start a new run."
             )
         if not (folder / "snapshot" / "snapshot.json").exists():
             command = (*self._programs.snapshot, str(run.project), str(folder))

@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -112,7 +112,8 @@ class Runs:
             budget: Of a new run.
             why: Who asked.
             base: Version that a new run is to start from.
-            resume: Rather than a new one, go on with the newest if it failed or was cancelled.
+            resume: Rather than a new one, go on with the newest if it failed or was cancelled, and
+                started from the same version.
 
         Returns:
             The run, and whether it is a new one.
@@ -125,7 +126,7 @@ class Runs:
             if waiting := next((run for run in runs if not run.is_done), None):
                 return waiting, False
             asked = datetime.now(UTC)
-            if resume and runs and runs[0].outcome in ("failed", "cancelled"):
+            if resume and _may_go_on(runs, base):
                 (folder / runs[0].job / "cancel").unlink(missing_ok=True)
                 run = replace(
                     runs[0], stage="queued", outcome=None, reason="", ended_at=None, attempts=0,
@@ -237,6 +238,13 @@ class Runs:
                 yield folder
         except OSError as exc:
             raise _not_written(exc) from exc
+
+
+def _may_go_on(runs: Sequence[RunState], base: str | None) -> bool:
+    """Whether the first of these can be resumed; a base that is not known stops nobody."""
+    if not runs or runs[0].outcome not in ("failed", "cancelled"):
+        return False
+    return None in (base, runs[0].base) or base == runs[0].base
 
 
 def _open_lock(folder: Path) -> int:

@@ -25,6 +25,13 @@ _TAIL_BYTES = 16_384
 _PR_SET_PDEATHSIG = 1
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
+_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=1000000000:glibc.malloc.top_pad=67108864"
+)
+"""Large arrays on huge pages, and memory kept for the next one: the Makefile says what it brings,
+and sets the same for `make train`. An older glibc, or another C library, passes it over."""
+
 if sys.platform == "linux":
     _LIBC: ctypes.CDLL | None = ctypes.CDLL(None)
 else:
@@ -62,20 +69,9 @@ def run_stage(
     Raises:
         Cancelled: It was ended because somebody wants so.
         Killed: Somebody else ended it.
-        RunError: It failed; the sentence is its last line on stderr.
+        RunError: It could not be started, or failed; the sentence is its last line on stderr.
     """
-    with log.open("ab") as errors, log.with_suffix(".out").open("ab") as output:
-        begin = errors.tell()
-        child = subprocess.Popen(
-            command,
-            cwd=_REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            pass_fds=(lock,),
-            process_group=0,
-            preexec_fn=_dies_with_parent(os.getpid()),
-        )
+    child, begin = _start(command, log, lock)
     try:
         paused_s = _watch(child, is_cancelled, has_to_wait)
     finally:
@@ -85,6 +81,35 @@ def run_stage(
     if child.returncode:
         raise RunError(_reason(log, begin), detail=f"exit status {child.returncode}")
     return paused_s
+
+
+def _start(command: Sequence[str], log: Path, lock: int) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and where in the log its lines begin.
+
+    Raises:
+        RunError: There is no such program, or no room for its log.
+    """
+    try:
+        with log.open("ab") as errors, log.with_suffix(".out").open("ab") as output:
+            begin = errors.tell()
+            child = subprocess.Popen(
+                command,
+                cwd=_REPOSITORY,
+                env={"GLIBC_TUNABLES": _TUNABLES, **os.environ},  # noqa: TID251 - handed on, not read
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                pass_fds=(lock,),
+                process_group=0,
+                preexec_fn=_dies_with_parent(os.getpid()),
+            )
+    except OSError as exc:
+        raise RunError(
+            f"The program of this stage could not be started ({exc.strerror}). Make room on the "
+            "disk, or run make setup-train where the training runs, and start again.",
+            detail=str(exc),
+        ) from exc
+    return child, begin
 
 
 def _watch(

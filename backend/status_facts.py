@@ -16,7 +16,7 @@ from backend.run_progress import Progress, gate_of, progress_of, snapshot_of
 from backend.run_state import RunState
 from backend.runs import Doing
 from backend.status_text import percent, words
-from backend.versions import Change
+from backend.versions import Change, served_before
 
 CURVES = "training/curves.png"
 
@@ -97,10 +97,8 @@ def served_now(current: str | None, own: str, history: Sequence[Change]) -> Serv
 
 def rollback_target(current: str | None, own: str, history: Sequence[Change]) -> str | None:
     """The version that a rollback would serve; None where nothing was served before."""
-    for change in reversed(history):
-        if change.event == "promoted" and change.version == current:
-            return change.before or own
-    return None
+    story = served_before(history, current)
+    return story[-1] or own if story else None
 
 
 def servable_versions(

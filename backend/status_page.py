@@ -19,6 +19,7 @@ from werkzeug.exceptions import NotFound
 
 from backend import auth, logs
 from backend.effort import Effort
+from backend.models import Models
 from backend.routes import Route, project_id_of
 from backend.run_state import Budget, RunState
 from backend.same_origin import check_same_origin
@@ -66,6 +67,7 @@ class StatusPage:
         versions: Versions,
         api: TrainingRoutes,
         effort: Effort,
+        models: Models,
         settings: Settings,
     ) -> None:
         """Take the parts of a running backend (app.py).
@@ -75,6 +77,7 @@ class StatusPage:
             versions: Who is served what.
             api: Does what the buttons say.
             effort: What annotators' work comes to.
+            models: Who answers in this process.
             settings: Of the server.
         """
         self._training = training
@@ -82,6 +85,7 @@ class StatusPage:
         self._versions = versions
         self._api = api
         self._effort = effort
+        self._models = models
         self._auth = settings.auth
         self._style = (_TEMPLATES / "status.css").read_text(encoding="utf-8")
         style_hash = base64.b64encode(hashlib.sha256(self._style.encode()).digest()).decode()
@@ -122,6 +126,8 @@ class StatusPage:
         """One project: what it is served, its present or newest run or the one asked for."""
         own, current = self._api.own_version, self._versions.current(project_id)
         history, runs = self._versions.history(project_id), self._runs.of(project_id)
+        stand_in = self._models.stand_in(project_id)
+        answering = stand_in.version if stand_in else current
         job = request.args.get("run")
         shown = self._run_of(project_id, job) if job else next(iter(runs), None)
         facts = None
@@ -132,8 +138,9 @@ class StatusPage:
             "project.html",
             project_id=project_id,
             served=served_now(current, own, history),
+            stand_in=stand_in,
             back_to=rollback_target(current, own, history),
-            versions=servable_versions(self._api.servable(project_id), current, own, history),
+            versions=servable_versions(self._api.servable(project_id), answering, own, history),
             own=own,
             effort=self._effort.weeks(project_id),
             history=list(reversed(history)),

@@ -3,13 +3,14 @@
 A thread looks at each project's ``current`` a few times a second, which costs one small read. Where
 it has changed: open the new version and let it answer a click of its own, encode the images that
 the project's annotators clicked on last, and only then answer by it. Requests that are under way
-keep the model that they began with. What cannot be opened is refused once, with a line in the log,
-and the old version goes on.
+keep the model that they began with. What cannot be opened is refused, with a line in the log, and
+the old version goes on; a minute later it is tried again, in case somebody has mended it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from backend.logs import Complaints
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 """Between two looks at what projects should be served."""
+
+REFUSED_S = 60.0
+"""For which a version that could not be opened is not tried again."""
 
 
 class Swaps:
@@ -38,7 +42,8 @@ class Swaps:
         self._models = models
         self._versions = versions
         self._warm = warm
-        self._refused: dict[int, str | None] = {}
+        self._refused: dict[int, tuple[str | None, float]] = {}
+        # by project: the version, and until when
         self._watch = Watch(self.look, every_s=LOOK_S, name="swap")
         self._complaints = Complaints(logger)
 
@@ -67,12 +72,13 @@ class Swaps:
         if served.version == (wanted or self._models.own.version):
             self._refused.pop(project_id, None)
             return
-        if project_id in self._refused and self._refused[project_id] == wanted:
+        refused, until = self._refused.get(project_id, (wanted, 0.0))
+        if refused == wanted and time.monotonic() < until:
             return
         try:
             model = opened(self._models, wanted)
         except BundleError:
-            self._refused[project_id] = wanted
+            self._refused[project_id] = wanted, time.monotonic() + REFUSED_S
             raise
         count = self._warm(project_id, model.version)
         self._models.serve(project_id, model)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from backend.images import ImageLoader
-from backend.label_config import LabelConfig, image_uri
+from backend.label_config import LabelConfig
 from backend.label_studio import LabelStudioClient
 from backend.labelled_tasks import TOO_LARGE, choose
 from backend.regions import Region, region_mask, regions_of
@@ -24,6 +24,7 @@ from backend.service import image_store
 from backend.settings import Settings
 from backend.snapshot_journal import LeftOut, Picture, TaskLine
 from backend.store import open_store
+from backend.task_pictures import image_uri
 from edgesam_core.arrays import SizeHW
 from edgesam_core.coco_rle import mask_to_coco_rle
 from edgesam_core.errors import EdgeSamError, LabelConfigError, PromptError, UpstreamError

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -179,7 +179,12 @@ class Versions:
             VersionsError: As `promote`.
         """
         with self._changing(project_id) as served:
-            before = self._before(project_id, served)
+            story = served_before(self.history(project_id), served)
+            if not story:
+                raise RequestError(
+                    "This project was never served another version, so none can come back."
+                )
+            before = story[-1]
             self._note(project_id, "rolled back", before or "", served, why)
             path = self._project(project_id) / "current"
             if before is None:
@@ -187,12 +192,6 @@ class Versions:
             else:
                 _replace(path, f"{before}\n")
         return before
-
-    def _before(self, project_id: int, served: str | None) -> str | None:
-        for change in reversed(self.history(project_id)):
-            if change.event == "promoted" and change.version == served:
-                return change.before
-        raise RequestError("This project was never served another version, so none can come back.")
 
     def _project(self, project_id: int) -> Path:
         assert self._folder is not None, "asked for a project where no versions are kept"
@@ -226,6 +225,32 @@ class Versions:
             file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def served_before(history: Sequence[Change], current: str | None) -> list[str | None]:
+    """What a project was served before its present version, the newest last; None: our own model.
+
+    What was rolled back from is not in it, so that rollback after rollback leads to the beginning.
+
+    Args:
+        history: The project's, oldest first.
+        current: As `Versions.current`; the last change may be noted and not have come to be.
+    """
+    story: list[str | None] = [None]
+    for change in history:
+        if change.event == "promoted":
+            story = [*_up_to(story, change.before), change.version]
+        elif change.event == "rolled back":
+            story = _up_to(story, change.version or None)
+    return _up_to(story, current)[:-1]
+
+
+def _up_to(story: list[str | None], version: str | None) -> list[str | None]:
+    """A story that ends with a version: cut off behind it, or with it added."""
+    for place in reversed(range(len(story))):
+        if story[place] == version:
+            return story[: place + 1]
+    return [*story, version]
 
 
 def _changes(lines: list[str]) -> Iterator[Change]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import requests
 from PIL import Image
@@ -67,6 +68,50 @@ def image_host(photos: Mapping[str, bytes]) -> Iterator[str]:
         thread.join()
 
 
+def request(
+    uri: str,
+    size_wh: tuple[int, int],
+    points: Sequence[tuple[float, float]],
+    region_ids: Sequence[str],
+) -> dict[str, Any]:
+    """The body of /predict for positive clicks on one object, as Label Studio's page sends it.
+
+    Args:
+        uri: Of the image.
+        size_wh: Its size in pixels.
+        points: (x, y) as shares of it; from the second on they are corrections.
+        region_ids: One for each, as the page gives each its own.
+    """
+    regions = [
+        {
+            "original_width": size_wh[0],
+            "original_height": size_wh[1],
+            "image_rotation": 0,
+            "value": {"x": 100 * x, "y": 100 * y, "width": 0.2, "keypointlabels": ["Object"]},
+            "is_positive": True,
+            "id": region_id,
+            "from_name": "click",
+            "to_name": "image",
+            "type": "keypointlabels",
+            "origin": "manual",
+        }
+        for (x, y), region_id in zip(points, region_ids, strict=True)
+    ]
+    return {
+        "tasks": [{"id": 1, "data": {"image": uri}}],
+        "project": "1.1700000000",
+        "label_config": LABEL_CONFIG,
+        "params": {"context": {"result": regions}},
+    }
+
+
+def send(backend_url: str, body: Mapping[str, Any]) -> None:
+    """Ask with the body of a `request`; the answer must hold a region."""
+    answer = requests.post(backend_url + "/predict", json=body, timeout=60)
+    answer.raise_for_status()
+    assert answer.json()["results"][0]["result"], "a click was answered without a region"
+
+
 def click(
     backend_url: str,
     uri: str,
@@ -75,36 +120,8 @@ def click(
     *,
     region_id: str = "click00001",
 ) -> None:
-    """One positive click; the answer must hold a region.
-
-    Args:
-        backend_url: What Label Studio would be given.
-        uri: Of the image.
-        size_wh: Its size in pixels.
-        at: (x, y) as shares of it.
-        region_id: Of the click, as Label Studio's page gives each its own.
-    """
-    region = {
-        "original_width": size_wh[0],
-        "original_height": size_wh[1],
-        "image_rotation": 0,
-        "value": {"x": 100 * at[0], "y": 100 * at[1], "width": 0.2, "keypointlabels": ["Object"]},
-        "is_positive": True,
-        "id": region_id,
-        "from_name": "click",
-        "to_name": "image",
-        "type": "keypointlabels",
-        "origin": "manual",
-    }
-    body = {
-        "tasks": [{"id": 1, "data": {"image": uri}}],
-        "project": "1.1700000000",
-        "label_config": LABEL_CONFIG,
-        "params": {"context": {"result": [region]}},
-    }
-    answer = requests.post(backend_url + "/predict", json=body, timeout=60)
-    answer.raise_for_status()
-    assert answer.json()["results"][0]["result"], "a click was answered without a region"
+    """One positive click, sent; see `request` for its arguments."""
+    send(backend_url, request(uri, size_wh, [at], [region_id]))
 
 
 def health_checks(backend_url: str, lasts_s: float) -> list[float]:

@@ -102,7 +102,7 @@ def _rows(model: EdgeSam, size: int) -> list[dict[str, Any]]:
         official = export_official(model, folder, input_size=size)
         work = [
             ("encoder", encoder, inputs, official[0], runtimes()),
-            ("encoder 4:3", any_size, inputs | {"image": landscape}, official[0], runtimes()),
+            ("encoder 4:3", any_size, {**inputs, "image": landscape}, official[0], runtimes()),
             ("decoder", decoder, inputs, official[1], runtimes()),
         ]
         for part, path, given, peer, names in work:

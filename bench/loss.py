@@ -1,14 +1,17 @@
 """What each step of the fast path costs in mask quality, on photos that nothing was trained on.
 
 The default bundle answers boxes and clicks in fp32, then with the step; both are compared with the
-annotators' masks, and with each other. Both halves of ../shared/data/research_only, a few images of
-every set; without that folder there are no rows.
+annotators' masks, and with each other, on ../shared/data/research_only; without that folder there
+are no rows.
 
-    python -m bench loss
+    python -m bench loss                            a few pictures of both halves of every set
+    python -m bench.loss [--ids even] [--limit 5]   all of them
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.encode import runtimes
-from distillation.annotated_images import annotated_images
+from distillation.annotated_images import Half, annotated_images
 from distillation.click_rounds import ask, box_prompt, click_prompt
 from distillation.metrics import mask_iou
 from distillation.prompt_points import centre_click
@@ -41,7 +44,17 @@ default is ONNX Runtime in fp32, which all steps are compared with, and loses no
 
 
 def run() -> list[dict[str, Any]]:
-    """One row per step and kind of prompt, as ``bench/__main__.py`` describes them."""
+    """Rows as ``bench/__main__.py`` describes them."""
+    return measure(("even", "odd"), IMAGES_OF_A_SET)
+
+
+def measure(halves: Sequence[Half], limit: int | None) -> list[dict[str, Any]]:
+    """One row per step and kind of prompt.
+
+    Args:
+        halves: Which image ids.
+        limit: At most so many images of every set, in each half.
+    """
     if not DATA.is_dir():
         return []
     bundle = Bundle.open(find_bundle("default", Path("models")))
@@ -50,7 +63,7 @@ def run() -> list[dict[str, Any]]:
         steps = {"fp32": exact, **_steps(bundle, Path(folder))}
         ious: dict[tuple[str, str], list[tuple[float, float]]] = {}
         images = 0
-        for image, truths, prompts in _questions():
+        for image, truths, prompts in _questions(halves, limit):
             images += 1
             for kind, asked in prompts.items():
                 masks = {name: _masks(step, image, asked) for name, step in steps.items()}
@@ -94,10 +107,12 @@ def _steps(bundle: Bundle, folder: Path) -> dict[str, Segmenter]:
     return steps
 
 
-def _questions() -> Iterator[tuple[ImageRGB, list[Mask], dict[str, list[Prompt]]]]:
+def _questions(
+    halves: Sequence[Half], limit: int | None
+) -> Iterator[tuple[ImageRGB, list[Mask], dict[str, list[Prompt]]]]:
     """Images with the true masks of their objects and what is asked about each."""
-    for half in ("even", "odd"):
-        for annotated in annotated_images(DATA, half=half, limit=IMAGES_OF_A_SET):
+    for half in halves:
+        for annotated in annotated_images(DATA, half=half, limit=limit):
             truths = [instance.mask() for instance in annotated.instances]
             yield annotated.read(), truths, {
                 "box": [box_prompt(instance.box_xyxy) for instance in annotated.instances],
@@ -128,3 +143,18 @@ def _row(
         "loss_points": before - points,
         "iou_with_fp32": same,
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; always 0."""
+    parser = argparse.ArgumentParser(prog="python -m bench.loss")
+    parser.add_argument("--ids", choices=("even", "odd", "all"), default="all")
+    parser.add_argument("--limit", type=int, help="at most so many photos of each set")
+    options = parser.parse_args(arguments)
+    for row in measure([options.ids], options.limit):
+        print(f"{row['name']}: {row['note']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

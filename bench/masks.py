@@ -138,9 +138,10 @@ def _logits(input_size: int, noise: float) -> npt.NDArray[np.float32]:
     side = input_size // 4
     y, x = np.mgrid[:side, :side] / side
     angle, radius = np.arctan2(y - 0.375, x - 0.5), np.hypot(y - 0.375, x - 0.5)
-    logits = 60 * (0.24 + 0.03 * np.sin(5 * angle) - radius)
-    logits += noise * np.random.default_rng(0).normal(size=logits.shape)
-    return logits.astype(np.float32)
+    edge = 60 * (0.24 + 0.03 * np.sin(5 * angle) - radius)
+    edge += noise * np.random.default_rng(0).normal(size=edge.shape)
+    logits: npt.NDArray[np.float32] = edge.astype(np.float32)
+    return logits
 
 
 def _masks() -> dict[str, WindowedMask]:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import requests
 from PIL import Image, ImageDraw
 
-from bench.annotator import LABEL_CONFIG, image_host
+from bench.annotator import click, image_host, request, send
 from bench.timing import Times, seconds
 from tests.servers import running_backend
 
@@ -44,7 +42,7 @@ def run() -> list[dict[str, Any]]:
             with running_backend("default", folder, environ) as server:
                 for pace, pause_s in PAUSES_S.items():
                     uri = f"http://{host}/discs/{pace.split()[-1]}.jpg"
-                    click(server.url, uri, [(5, 5)])  # the picture is encoded
+                    click(server.url, uri, SIZE_WH)  # the picture is encoded
                     times[mode, pace] = annotate(server.url, uri, pause_s)
     return [
         {
@@ -61,12 +59,15 @@ def run() -> list[dict[str, Any]]:
 
 def annotate(url: str, uri: str, pause_s: float) -> tuple[Times, Times]:
     """Two clicks on every disc: what the first ones took, and the second ones."""
+    width, height = SIZE_WH
     taken: tuple[list[float], list[float]] = ([], [])
-    for x, y in DISCS:
+    for number, (x, y) in enumerate(DISCS):
+        points = [(x / width, y / height), ((x + RADIUS_PX // 2) / width, y / height)]
+        ids = [f"{number}-first", f"{number}-next"]
         for count in (1, 2):
             time.sleep(pause_s)
-            points = [(x, y), (x + RADIUS_PX // 2, y)][:count]
-            taken[count - 1].append(seconds(partial(click, url, uri, points)))
+            body = request(uri, SIZE_WH, points[:count], ids[:count])
+            taken[count - 1].append(seconds(partial(send, url, body)))
     return Times.of(taken[0]), Times.of(taken[1])
 
 
@@ -80,32 +81,3 @@ def picture() -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
-
-
-def click(url: str, uri: str, points: Sequence[tuple[float, float]]) -> None:
-    """Positive clicks on one object, (x, y) in pixels; the answer must hold a region."""
-    width, height = SIZE_WH
-    drawn = [
-        {
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "value": {"x": 100 * x / width, "y": 100 * y / height, "keypointlabels": ["Object"]},
-            "is_positive": True,
-            "id": f"click{x:.0f}-{y:.0f}",
-            "from_name": "click",
-            "to_name": "image",
-            "type": "keypointlabels",
-            "origin": "manual",
-        }
-        for x, y in points
-    ]
-    body = {
-        "tasks": [{"id": 1, "data": {"image": uri}}],
-        "project": "1.1700000000",
-        "label_config": LABEL_CONFIG,
-        "params": {"context": {"result": drawn}},
-    }
-    answer = requests.post(url + "/predict", json=body, timeout=60)
-    answer.raise_for_status()
-    assert answer.json()["results"][0]["result"], "a click was answered without a region"

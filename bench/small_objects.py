@@ -31,7 +31,7 @@ from backend.second_look import SecondLook, SecondLookSettings
 from distillation.annotated_images import Half, annotated_images
 from distillation.click_rounds import MIN_REGION_PX
 from distillation.instances import AnnotatedImage, Instance
-from distillation.measuring import EvaluationConfig, evaluate
+from distillation.measuring import MeasuringConfig, score_images
 from distillation.metrics import Score, instance_counts, mean_ious
 from distillation.synth import procedural_scene
 from edgesam_core.arrays import ImageRGB, Mask
@@ -176,13 +176,13 @@ def _segmenter() -> Segmenter:
 
 def measure(images: Iterable[AnnotatedImage]) -> list[Score]:
     """All scores, methods "off" and "on"."""
-    config = EvaluationConfig(starts=("box", "click"), protocols=("sam",))
+    config = MeasuringConfig(starts=("box", "click"), protocols=("sam",))
     answerers = {mode: Annotated(_segmenter(), mode) for mode in MODES}
     return [
         replace(score, method=mode)
         for image in images
         for mode, answerer in answerers.items()
-        for score in evaluate(answerer, [image], config=config)
+        for score in score_images(answerer, [image], config=config)
     ]
 
 

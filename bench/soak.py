@@ -1,10 +1,11 @@
 """``make soak``: many annotators at once on a real server, for minutes; is any of them wronged?
 
-16 annotators click without a pause on 8 pictures that this file draws. Some wait for each answer,
+16 annotators click without a pause on 8 pictures (soak_pictures.py). Some wait for each answer,
 some send the next click of an object at once, as Label Studio's page does. The server has room for
 fewer embeddings than there are pictures, so that encodes go on all the time. It is asked
 
-    errors          is every click answered with 200, or with 409 where a newer one took its place?
+    errors          is every click answered with 200, or with 409 where a newer one took its place,
+                    and every health check with 200?
     wrong masks     is every mask the one that a server of its own gave for this picture and prompt?
     memory          does it stay within 5 % of what it was after the first fifth of the time?
     health          does Label Studio's health check get its answer in time?
@@ -14,13 +15,13 @@ last line is JSON; the status is 1 where an answer is no.
 
     python -m bench.soak [--minutes 10] [--clicks 10000] [--setup alone|crowd]
 
-Everything listens on loopback. The run ends when both minutes and clicks are reached.
+Everything listens on loopback. The run ends when both minutes and clicks are reached, or when it
+has failed beyond doubt.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import shutil
@@ -31,53 +32,33 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import requests
-from PIL import Image, ImageDraw
 
-from backend.app import create_app
-from backend.refinement import RefinementSettings
-from backend.settings import Settings
-from bench.annotator import LABEL_CONFIG, image_host
-from edgesam_core.rle import brush_rle_to_mask
+from bench.annotator import HEALTH_EVERY_S, image_host
+from bench.soak_pictures import Drawn, draw, is_right, mask_in, right_answers
 from tests.backend.workers import running_worker
 from tests.parts import find_redis_server
 from tests.servers import RunningBackend, running_backend, running_redis
 
 ANNOTATORS = 16
 PICTURES = 8
-OBJECTS = 4
 
 HEALTH_LIMIT_S = 1.0  # Label Studio's patience
 MEMORY_LIMIT = 0.05
-SAME_IOU = 0.7
-"""Of masks of one prompt, which differ a little by what was kept of earlier clicks; no two pictures
-have the same size, nor anything in the same place."""
+HOPELESS = 100
+"""With more errors or wrong masks than this a run has failed, and how is known."""
+
 SETUPS = ("alone", "crowd")
 ROOM = {
     "EDGESAM_EMBEDDING_CACHE_BYTES": "1000000",  # 3 embeddings at input size 384
     "EDGESAM_STORE_BYTES": "2000000",  # and 5, or their like in earlier logits
 }
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An object of a picture, and what is right to answer."""
-
-    uri: str
-    size_wh: tuple[int, int]
-    points: tuple[tuple[float, float], ...]
-    # in percent, in the order of the clicks; the second is a correction
-    right: tuple[tuple[list[int], ...], ...]
-    # RLEs of the masks that are right after the first click, after the second one: with or without
-    # the logits of the first
 
 
 @dataclass
@@ -113,118 +94,17 @@ class Outcome:
             said.append(f"a health check took {self.health_ms['worst']:.0f} ms")
         return said
 
-
-# --- pictures and what is right ---
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that this file drew."""
-
-    png: bytes
-    size_wh: tuple[int, int]
-    objects_xy: tuple[tuple[float, float], ...]
-    # a point on each, in percent
-
-
-def draw(number: int) -> Picture:
-    """A picture of coloured shapes, unlike all others in size, places and colours."""
-    rng = random.Random(number)
-    size_wh = width, height = 640 + 40 * number, 480 + 24 * number
-    corners = rng.sample([(x, y) for x in (25, 75) for y in (25, 75)], OBJECTS)
-    objects_xy = tuple((x + rng.uniform(-10, 10), y + rng.uniform(-10, 10)) for x, y in corners)
-    image = Image.new("RGB", size_wh, tuple(rng.randrange(40, 90) for _ in range(3)))
-    pen = ImageDraw.Draw(image)
-    for x, y in objects_xy:
-        cx, cy = x * width / 100, y * height / 100
-        rx, ry = width * rng.uniform(0.06, 0.14), height * rng.uniform(0.06, 0.14)
-        shape = rng.choice((pen.ellipse, pen.rectangle))
-        colour = tuple(rng.randrange(120, 256) for _ in range(3))
-        shape((cx - rx, cy - ry, cx + rx, cy + ry), fill=colour)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return Picture(buffer.getvalue(), size_wh, objects_xy)
-
-
-def request_of(drawn: Drawn, ids: Sequence[str]) -> dict[str, Any]:
-    """The body of /predict for as many clicks as there are ids."""
-    regions = [
-        {
-            "original_width": drawn.size_wh[0],
-            "original_height": drawn.size_wh[1],
-            "image_rotation": 0,
-            "value": {"x": x, "y": y, "width": 0.2, "keypointlabels": ["Object"]},
-            "is_positive": True,
-            "id": region_id,
-            "from_name": "click",
-            "to_name": "image",
-            "type": "keypointlabels",
-            "origin": "manual",
-        }
-        for (x, y), region_id in zip(drawn.points, ids, strict=False)
-    ]
-    return {
-        "tasks": [{"id": 1, "data": {"image": drawn.uri}}],
-        "project": "1.1700000000",
-        "label_config": LABEL_CONFIG,
-        "params": {"context": {"result": regions}},
-    }
-
-
-def mask_in(answer: Mapping[str, Any]) -> list[int]:
-    """The RLE in an answer of /predict."""
-    rle: list[int] = answer["results"][0]["result"][0]["value"]["rle"]
-    return rle
-
-
-def right_answers(host: str, pictures: Sequence[Picture]) -> list[Drawn]:
-    """All objects of all pictures, with the masks that a server of their own gives."""
-    environ = {"EDGESAM_IMAGE_HOSTS": host, "EDGESAM_CACHE_DIR": "", "LOG_LEVEL": "error"}
-    settings = Settings.from_env(environ)
-    forgetful = Settings(
-        images=settings.images, logs=settings.logs, refinement=RefinementSettings(cache_bytes=0)
-    )
-    clients = [
-        create_app(Settings(images=settings.images, logs=settings.logs)).test_client(),
-        create_app(forgetful).test_client(),
-    ]
-    known = []
-    for number, picture in enumerate(pictures):
-        size_wh = picture.size_wh
-        for x, y in picture.objects_xy:
-            points = ((x, y), (x + 2.0, y - 2.0))
-            drawn = Drawn(f"http://{host}/{number}/soak.png", size_wh, points, ())
-            after: tuple[list[list[int]], list[list[int]]] = ([], [])
-            for client in clients:
-                for count, masks in enumerate(after, start=1):
-                    answer = client.post("/predict", json=request_of(drawn, "ab"[:count]))
-                    assert answer.status_code == 200, answer.json
-                    masks.append(mask_in(answer.json))
-            known.append(Drawn(drawn.uri, size_wh, points, tuple(tuple(m) for m in after)))
-    return known
-
-
-def is_right(drawn: Drawn, count: int, rle: list[int]) -> bool:
-    """Whether a mask after `count` clicks is the one of this picture and prompt."""
-    right = drawn.right[count - 1]
-    if rle in right:
-        return True
-    size_hw = drawn.size_wh[::-1]
-    try:
-        mask = brush_rle_to_mask(rle, size_hw)
-    except Exception:  # of another size: somebody else's
-        return False
-    for other in (brush_rle_to_mask(one, size_hw) for one in right):
-        if np.count_nonzero(mask & other) >= SAME_IOU * np.count_nonzero(mask | other):
-            return True
-    return False
-
-
-# --- who clicks, who watches ---
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether going on would show nothing new."""
+        return self.errors.total() > HOPELESS or self.wrong_masks > HOPELESS
 
 
 class Crowd:
-    """The annotators, and what they were answered."""
+    """The annotators, Label Studio that asks for health, and what they were answered.
+
+    All stop when the block ends that it is entered for.
+    """
 
     def __init__(self, url: str, known: Sequence[Drawn], outcome: Outcome) -> None:
         """Nobody clicks yet.
@@ -238,15 +118,37 @@ class Crowd:
         self._known = known
         self._outcome = outcome
         self._lock = threading.Lock()
+        self._people = ThreadPoolExecutor(ANNOTATORS + 1)
         self._senders = ThreadPoolExecutor(2 * ANNOTATORS)
+        self._at_work: list[Future[None]] = []
         self._local = threading.local()
-        self.taken_ms: list[float] = []
-        self.is_over = threading.Event()
+        self._is_over = threading.Event()
+        self.click_ms: list[float] = []
+        self.health_ms: list[float] = []
 
-    def annotate(self, number: int) -> None:
+    def __enter__(self) -> Crowd:
+        """Everybody begins."""
+        self._at_work = [self._people.submit(self._annotate, n) for n in range(ANNOTATORS)]
+        self._at_work.append(self._people.submit(self._ask_for_health))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Everybody stops; raises what stopped somebody before."""
+        self._is_over.set()
+        self._people.shutdown()
+        self._senders.shutdown()
+        for one in self._at_work:
+            one.result()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nobody has stopped, which only a mistake of this file's makes them do."""
+        return not any(one.done() for one in self._at_work)
+
+    def _annotate(self, number: int) -> None:
         """Click until it is over: on any object, then a correction, at once or after the mask."""
         rng = random.Random(1000 + number)
-        while not self.is_over.is_set():
+        while not self._is_over.is_set():
             drawn = rng.choice(self._known)
             ids = [uuid.uuid4().hex[:10] for _ in drawn.points]
             sent: list[Future[None]] = []
@@ -259,10 +161,6 @@ class Crowd:
             for one in sent:
                 one.result()
 
-    def close(self) -> None:
-        """Once all have stopped."""
-        self._senders.shutdown()
-
     def _click(self, drawn: Drawn, ids: Sequence[str], last: int) -> None:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
@@ -270,7 +168,7 @@ class Crowd:
         error, is_superseded, is_wrong = "", False, False
         try:
             answer = self._local.session.post(
-                self._url + "/predict", json=request_of(drawn, ids), timeout=100
+                self._url + "/predict", json=drawn.request(ids), timeout=100
             )
             if answer.status_code == 409 and len(ids) < last:
                 is_superseded = True
@@ -278,7 +176,7 @@ class Crowd:
                 error = f"{answer.status_code} {answer.json().get('code')}"
             else:
                 is_wrong = not is_right(drawn, len(ids), mask_in(answer.json()))
-        except (requests.RequestException, ValueError, LookupError) as exc:
+        except (requests.RequestException, ValueError, LookupError, TypeError) as exc:
             error = type(exc).__name__
         taken_ms = (time.perf_counter() - started) * 1000
         with self._lock:
@@ -286,28 +184,36 @@ class Crowd:
             self._outcome.superseded += is_superseded
             self._outcome.wrong_masks += is_wrong
             self._outcome.errors.update([error] if error else [])
-            self.taken_ms.append(taken_ms)
+            self.click_ms.append(taken_ms)
 
-
-def ask_for_health(url: str, is_over: threading.Event, taken_ms: list[float]) -> None:
-    """Ask ten times a second, on a new connection each time, as Label Studio does at its worst."""
-    while not is_over.wait(0.1):
-        started = time.perf_counter()
-        try:
-            healthy = requests.get(url + "/health", timeout=10).status_code == 200
-        except requests.RequestException:
-            healthy = False
-        taken_ms.append((time.perf_counter() - started) * 1000 if healthy else 1e6)
+    def _ask_for_health(self) -> None:
+        """Ten times a second, on a new connection each time, as Label Studio does at its worst."""
+        while True:
+            started = time.perf_counter()
+            error = ""
+            try:
+                requests.get(self._url + "/health", timeout=10).raise_for_status()
+            except requests.RequestException as exc:
+                error = f"health check: {type(exc).__name__}"
+            with self._lock:
+                self._outcome.errors.update([error] if error else [])
+                self.health_ms.append((time.perf_counter() - started) * 1000)
+            if self._is_over.wait(HEALTH_EVERY_S):
+                return
 
 
 def memory_mb(pids: Sequence[int]) -> float:
-    """What processes and their children hold: pages that they share count once (PSS)."""
+    """What processes and their children hold: pages that they share count once (PSS).
+
+    Raises:
+        OSError: One of them is gone.
+    """
     total_kb = 0
     for pid in pids:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for one in (str(pid), *children):
             rollup = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-            total_kb += next(int(x.split()[1]) for x in rollup if x.startswith("Pss:"))
+            total_kb += sum(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
     return total_kb / 1024
 
 
@@ -339,39 +245,28 @@ def soak(setup: str, *, minutes: float, clicks: int) -> Outcome:
     outcome = Outcome(setup)
     pictures = [draw(number) for number in range(PICTURES)]
     photos = {str(number): picture.png for number, picture in enumerate(pictures)}
+    memory: list[float] = []
     with ExitStack() as stack:
         host = stack.enter_context(image_host(photos))
         known = right_answers(host, pictures)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server, pids = stack.enter_context(running_setup(setup, folder, host))
-        crowd = Crowd(server.url, known, outcome)
-        health_ms: list[float] = []
-        memory: list[float] = []
-        threads = [
-            threading.Thread(target=crowd.annotate, args=(n,), daemon=True)
-            for n in range(ANNOTATORS)
-        ]
-        threads.append(
-            threading.Thread(
-                target=ask_for_health, args=(server.url, crowd.is_over, health_ms), daemon=True
-            )
-        )
+        crowd = stack.enter_context(Crowd(server.url, known, outcome))
         started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        while time.monotonic() - started < 60 * minutes or outcome.clicks < clicks:
+        while crowd.is_complete and not outcome.is_hopeless:
             time.sleep(1)
-            memory.append(memory_mb(pids))
-            if sum(outcome.errors.values()) > 100 or outcome.wrong_masks > 100:
-                break  # it has failed, and how is known
-        crowd.is_over.set()
-        for thread in threads:
-            thread.join()
-        crowd.close()
-    outcome.minutes = round((time.monotonic() - started) / 60, 2)
-    outcome.click_ms = _spread(crowd.taken_ms)
-    outcome.health_ms = _spread(health_ms)
-    _judge_memory(outcome, memory)
+            try:
+                memory.append(memory_mb(pids))
+            except OSError:
+                outcome.errors["a process of the server is gone"] += 1
+                break
+            outcome.minutes = round((time.monotonic() - started) / 60, 2)
+            if outcome.minutes >= minutes and outcome.clicks >= clicks:
+                break
+    outcome.click_ms = _spread(crowd.click_ms)
+    outcome.health_ms = _spread(crowd.health_ms)
+    if memory:
+        _judge_memory(outcome, memory)
     return outcome
 
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-Answer = Callable[["Request"], None]
+Answer = Callable[["Request"], object]
 
 
 class Request(BaseHTTPRequestHandler):
@@ -66,7 +66,7 @@ class Host(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}"
+        return f"http://{self.server_address[0]!s}:{self.port}"
 
     @property
     def port(self) -> int:
@@ -87,8 +87,11 @@ class Host(ThreadingHTTPServer):
         """A client that hangs up is what some of these tests are about."""
 
 
+AnyHost = TypeVar("AnyHost", bound=Host)
+
+
 @contextmanager
-def running(host: Host, tls: ssl.SSLContext | None = None) -> Iterator[Host]:
+def running(host: AnyHost, tls: ssl.SSLContext | None = None) -> Iterator[AnyHost]:
     if tls:
         host.socket = tls.wrap_socket(host.socket, server_side=True)
     thread = threading.Thread(target=host.serve_forever, kwargs={"poll_interval": 0.01})

@@ -19,7 +19,8 @@ from typing import Any
 def main(folder: Path, module: str, arguments: list[str]) -> int:
     behaviour = json.loads((folder / "behaviour.json").read_text())
     with (folder / "calls.jsonl").open("a") as calls:
-        calls.write(json.dumps({"module": module, "arguments": arguments}) + "\n")
+        told = {"module": module, "arguments": arguments, "tunables": os.environ["GLIBC_TUNABLES"]}
+        calls.write(json.dumps(told) + "\n")
     run = Path(arguments[1])
     if module == "backend.snapshot":
         return snapshot(folder, behaviour, run)

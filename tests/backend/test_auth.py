@@ -94,6 +94,43 @@ def test_with_both_an_ordinary_webhook_needs_the_secret_path_alone(
     assert client.post("/webhook", json=ordinary, headers=basic("u", "p")).status_code == 404
 
 
+GUARDED = (
+    ("DELETE", "/train/3-20200101T000000000000"),
+    ("POST", "/versions/0123456789ab/promote"),
+    ("POST", "/rollback"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:9090", "localhost.evil.example", "127.0.0.1.evil.example",
+     "10.0.0.7:9090", "[::1", "evil@localhost:x"],
+)  # fmt: skip
+def test_a_page_whose_own_name_leads_to_loopback_changes_nothing(
+    make_client: MakeClient, method: str, path: str, host: str
+) -> None:
+    body: Any = {"json": {"project": 3}} if method == "POST" else {}
+    headers = {"Host": host}
+    refused = make_client().open(path, method=method, headers=headers, **body)
+    assert (refused.status_code, refused.json["code"]) == (403, "guarded")
+    assert "own name" in refused.json["error"]
+    headers |= basic("label", "stüdio")
+    admitted = make_client(auth=BASIC).open(path, method=method, headers=headers, **body)
+    assert admitted.status_code != 403, "a browser has no password for that name"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:9090", "127.0.1.1", "[::1]:9090", "LOCALHOST", "edgesam.local:9090"]
+)
+def test_under_its_own_name_the_server_answers_without_a_password(
+    make_client: MakeClient, host: str
+) -> None:
+    client = make_client(auth=AuthSettings(host="EdgeSAM.local"))
+    answer = client.post("/rollback", json={"project": 3}, headers={"Host": host})
+    assert answer.status_code != 403
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from backend.embeddings import ByteBudget, EmbeddingSettings, EmbeddingStore, embedding_key
+from backend.byte_budget import ByteBudget
+from backend.embeddings import EmbeddingSettings, EmbeddingStore, embedding_key
 from edgesam_core.encode import Embedding
 from edgesam_core.errors import ImageError, Unavailable
 
@@ -210,6 +211,6 @@ def test_a_budget_of_nothing_still_answers() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("cache_bytes", -1), ("wait_s", 0), ("wait_s", 101)])
-def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=name):
         EmbeddingSettings(**{name: value})

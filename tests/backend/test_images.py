@@ -8,12 +8,14 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -35,6 +37,7 @@ from edgesam_core.errors import (
 )
 from tests import parts
 from tests.backend.hosts import FakeLabelStudio, Host, Request, running
+from tests.backend.workers import wait_until
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 SHA256 = hashlib.sha256(PICTURE).hexdigest()
@@ -84,12 +87,13 @@ def loader(
     api_key: str | None = "",
     clock: Clock | None = None,
     cache_dir: Path | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> ImageLoader:
-    is_fake = isinstance(label_studio, FakeLabelStudio)
-    if api_key == "":
-        api_key = label_studio.personal if is_fake else None
-    where = LabelStudioSettings(label_studio.url if is_fake else label_studio, api_key)
+    if isinstance(label_studio, FakeLabelStudio):
+        url, own_key = label_studio.url, label_studio.personal
+    else:
+        url, own_key = label_studio, None
+    where = LabelStudioSettings(url, own_key if api_key == "" else api_key)
     kept, shared = (
         DirectoryStore(cache_dir / name, 10**7) if cache_dir else NO_STORE
         for name in ("images", "store")
@@ -333,7 +337,7 @@ class Names:
         self._real = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self)
 
-    def __call__(self, host: str, port: int, **options: object) -> object:
+    def __call__(self, host: str, port: int, **options: Any) -> object:
         if host not in self.answers:
             return self._real(host, port, **options)
         self.asked.append(host)
@@ -851,6 +855,38 @@ def test_clicks_on_one_new_image_share_one_fetch(elsewhere: Host, tmp_path: Path
     assert len(elsewhere.seen) == 1
 
 
+def are_waiting_for_their_turn() -> int:
+    """How many threads stand at the lock of `OneAtATime`."""
+    return sum(frame.f_code.co_name == "turn" for frame in sys._current_frames().values())
+
+
+def test_clicks_that_wait_for_a_fetch_that_fails_do_not_ask_again_one_after_the_other(
+    elsewhere: Host,
+) -> None:
+    let_go = threading.Event()
+
+    def hang(request: Request) -> None:
+        let_go.wait(20)
+        request.reply(500)
+
+    elsewhere.answers["/cat.png"] = hang
+    images, url = loader(allowed_hosts=("127.0.0.1",)), f"{elsewhere.url}/cat.png"
+
+    def fetch() -> str:
+        with pytest.raises(UpstreamError) as caught:
+            images.fetch(url)
+        return caught.value.sentence
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(fetch) for _ in range(4)]
+        wait_until(lambda: elsewhere.seen and are_waiting_for_their_turn() == 3, "all clicks")
+        let_go.set()
+        assert len({click.result() for click in waiting}) == 1
+    assert len(elsewhere.seen) == 1
+    elsewhere.answers["/cat.png"] = picture
+    assert images.fetch(url).data == PICTURE
+
+
 def test_full_or_forbidden_disk_stops_no_click(
     elsewhere: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -900,6 +936,6 @@ def test_no_file_or_socket_is_left_open(elsewhere: Host, tmp_path: Path) -> None
     "wrong",
     [{"max_bytes": 0}, {"timeout_s": 0}, {"cache_bytes": -1}, {"allowed_hosts": ("http://x/",)}],
 )
-def test_settings_that_let_nothing_through_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_that_let_nothing_through_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ImageSettings(**wrong)

@@ -60,7 +60,7 @@ def make_jobs(url: str | None, **settings: Any) -> Jobs:
 
 
 def outcomes(jobs: Jobs) -> dict[str, int]:
-    samples = jobs._metrics.encode_jobs.collect()[0].samples
+    samples = next(iter(jobs._metrics.encode_jobs.collect())).samples
     return {s.labels["outcome"]: int(s.value) for s in samples if s.value and "total" in s.name}
 
 

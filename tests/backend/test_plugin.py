@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
+from backend import plugin
 from backend.engine import Engine
 from backend.plugin import EdgeSAMBackend
 from backend.queues import QueueSettings
@@ -109,9 +112,35 @@ def test_fit_knows_the_project_of_the_tasks_or_says_that_it_knows_none(
     backend = EdgeSAMBackend(engine=engine, training=training)
     backend.fit(iter([{"id": 1, "project": 9}]), "workdir")
     assert [run.project for run in training.runs.of()] == [9]
-    for nothing in ((iter([]), "workdir"), ("START_TRAINING", {}), ("START_TRAINING",)):
+    asked: list[tuple[Any, ...]] = [
+        (iter([]), "workdir"),
+        ("START_TRAINING", {}),
+        ("START_TRAINING",),
+    ]
+    for nothing in asked:
         with pytest.raises(RequestError, match="Which project"):
             backend.fit(*nothing)
+
+
+def test_first_requests_that_come_together_open_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class SlowService:
+        def __init__(self, settings: object) -> None:
+            time.sleep(0.2)
+            made.append(self)
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr("backend.service.Service", SlowService)
+    plugin._make_service.cache_clear()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = [pool.submit(plugin._service_of_process) for _ in range(2)]
+        assert [service.result() for service in found] == made * 2
+    finally:
+        plugin._make_service.cache_clear()
 
 
 def test_a_base_class_of_2_x_is_made_as_it_wants_to_be() -> None:

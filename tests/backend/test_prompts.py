@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.prompts import Keypoint, Rectangle, read_prompts
+from backend.prompt_regions import Keypoint, Rectangle
+from backend.prompts import read_prompts
 from edgesam_core.errors import EdgeSamError, ImageError, PromptError, RequestError
 from tests.backend.conftest import keypoint, recorded, rectangle
 

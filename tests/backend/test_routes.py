@@ -15,8 +15,8 @@ from backend.model import ModelSettings
 from backend.results import ResultSettings
 from backend.routes import project_id_of
 from backend.settings import ServerSettings
-from edgesam_core.bundle import Manifest
 from edgesam_core.errors import RequestError
+from edgesam_core.manifest import Manifest
 from tests.backend.conftest import (
     BRUSH_CONFIG,
     MakeClient,
@@ -90,6 +90,7 @@ def test_no_model_at_all_is_told_with_the_names_that_there_are(
     assert response.status_code == 500
     assert "mine" in response.json["error"]
     assert client.get("/health").status_code == 200
+    assert 'edgesam_errors_total{code="bundle_error"} 1.0' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -461,7 +462,10 @@ def test_a_click_on_nothing_is_told_rather_than_answered_empty(
 
 
 def test_a_busy_or_loading_model_says_when_to_come_back(
-    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, disc_bundle: Path
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    disc_bundle: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("backend.model._try_out", lambda _: time.sleep(1))
     client = make_client(model=ModelSettings(name=str(disc_bundle), load_wait_s=0.05))
@@ -469,6 +473,8 @@ def test_a_busy_or_loading_model_says_when_to_come_back(
         assert response.status_code == 503
         assert response.headers["Retry-After"]
         assert response.json["code"] == "unavailable"
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1  # a probe that asks while the model loads is not news
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,15 @@ def test_a_failed_run_is_gone_on_with_on_request_only(runs: Runs) -> None:
     assert runs.request(PROJECT, ANY, "an admin", resume=True)[0].job != run.job
 
 
+def test_a_run_that_started_from_another_model_is_not_gone_on_with(runs: Runs) -> None:
+    run, _ = runs.request(PROJECT, ANY, "an admin", base="the first")
+    runs.end(run, "failed", "The disk is full.")
+    assert runs.request(PROJECT, ANY, "an admin", base="the first", resume=True)[0].job == run.job
+    runs.end(run, "failed", "The disk is full.")
+    anew, _ = runs.request(PROJECT, ANY, "an admin", base="another", resume=True)
+    assert (anew.job != run.job, anew.base) == (True, "another")
+
+
 def test_whoever_carries_a_run_out_is_alone_until_the_process_ends(runs: Runs) -> None:
     run, _ = runs.request(PROJECT, ANY, "an admin")
     script = f"""
@@ -173,3 +182,12 @@ def test_progress_is_read_while_it_is_written(tmp_path: Path) -> None:
     assert (progress.step, progress.steps, progress.eta_min) == (100, 300, 4.2)
     assert progress.losses == {"loss": 0.9, "mask_loss": 0.4}
     assert progress.held_out == [{"step": 100, "box": 0.71, "click": 0.43}]
+
+
+def test_a_loss_that_is_no_number_is_told_in_json_that_everybody_can_read(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    rows = [{"step": 5, "loss": float("nan")}, {"step": 5, "held_back": {"box": float("inf")}}]
+    (tmp_path / "training" / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    progress = progress_of(tmp_path)
+    assert progress.losses == {"loss": None}
+    assert progress.held_out == [{"step": 5, "box": None}]

@@ -21,6 +21,7 @@ def test_every_variable_reaches_its_field() -> None:
         "LABEL_STUDIO_URL": "https://ls.example/sub/", "LABEL_STUDIO_API_KEY": "key",
         "MODEL": "edge_sam_3x", "MODEL_DIR": "/models", "LOG_LEVEL": "debug",
         "BASIC_AUTH_USER": "u", "BASIC_AUTH_PASS": "p", "EDGESAM_URL_SECRET": "12345678",
+        "HOST": "edgesam.local",
         "EDGESAM_IMAGE_HOSTS": "minio:9000, files", "EDGESAM_CACHE_DIR": "/cache",
         "EDGESAM_IMAGE_CACHE_BYTES": "1", "EDGESAM_MAX_IMAGE_BYTES": "2",
         "EDGESAM_MAX_IMAGE_PIXELS": "3", "EDGESAM_FETCH_TIMEOUT_S": "4.5",

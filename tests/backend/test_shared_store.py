@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _annotate_at_random(folder: Path, seed: int) -> Counter[str]:
             version, value = f"version {v}", 1 + image + IMAGES * v
             key = embedding_key(f"image {image}", version)
             embedding, outcome = embeddings.get_or_encode(
-                key, lambda value=value, name=version: make_embedding(value, version=name)
+                key, partial(make_embedding, value, version=version)
             )
             seen[outcome] += 1
             seen["wrong"] += embedding.bundle_version != version

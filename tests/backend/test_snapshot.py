@@ -48,7 +48,7 @@ class LabelledProject(FakeLabelStudio):
         self.tasks: dict[int, dict[str, Any]] = {}
         self.asked_for: list[list[int]] = []
         # the tasks whose annotations were asked for, question by question
-        self.before_page: Callable[[int], None] = lambda after: None
+        self.before_page: Callable[[int], object] = lambda after: None
         # called with the id after which a page of tasks is asked for
         self.at_most = 1000
         # TASK_API_PAGE_SIZE_MAX

@@ -183,6 +183,19 @@ def test_a_refused_version_stays_with_its_reason(ground: Ground, client: FlaskCl
     assert "refused" in shown
 
 
+def test_the_version_that_stands_in_for_a_torn_one_is_shown(
+    ground: Ground, client: FlaskClient
+) -> None:
+    run = trained(ground)
+    assert run.version is not None
+    assert "answers in its place" not in client.get(HERE).text
+    (ground.versions.bundle(run.version) / "decoder.onnx").write_bytes(b"half")
+    own, shown = ground.version(ground.base), text_of(client.get(HERE).text)
+    assert f"so {own} (the server's own model) answers in its place." in shown
+    assert "decoder.onnx" in shown
+    assert f"{own} served" in shown
+
+
 def test_what_people_wrote_is_escaped(ground: Ground, client: FlaskClient) -> None:
     run = trained(ground)
     tell(ground.runs.folder(run.job), reason=NASTY, incumbent=NASTY,
@@ -496,6 +509,21 @@ def test_beyond_loopback_what_is_guarded_is_neither_offered_nor_done(
     assert client.get(picture, environ_overrides=there).status_code == 403
     curves = f"{HERE}/{run.job}/training/curves.png"
     assert client.get(curves, environ_overrides=there).status_code == 200
+
+
+def test_under_another_sites_name_what_is_guarded_is_neither_offered_nor_done(
+    ground: Ground, client: FlaskClient
+) -> None:
+    """A page of evil.example whose name leads to 127.0.0.1: a browser takes the two for one."""
+    run = trained(ground)
+    rebound = {"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}
+    page = client.get(HERE, headers=rebound).text
+    assert "own name" in page
+    assert not re.search(r"/(rollback|promote|cancel)\"", page)
+    for form in FORMS[1:]:
+        data = {"job": run.job, "version": ground.version(ground.base)}
+        assert client.post(f"{HERE}/{form}", data=data, headers=rebound).status_code == 403
+    assert ground.served == run.version
 
 
 @pytest.mark.parametrize(

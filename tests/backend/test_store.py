@@ -249,6 +249,24 @@ def test_no_put_waits_for_an_eviction(tmp_path: Path, monkeypatch: pytest.Monkey
     assert size_of(tmp_path) <= 100_000
 
 
+def test_a_process_that_has_no_more_threads_keeps_entries_and_evicts_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = DirectoryStore(tmp_path, 100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for n in range(20):
+            store.put(f"k{n}", b"x" * 10_000)
+    assert store.get("k19")
+    assert size_of(tmp_path) > 100_000
+    store.put("last", b"x")
+    settle(store)
+    assert size_of(tmp_path) <= 100_000
+
+
 _PUT_FOREVER = """
 import sys
 from pathlib import Path

@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from backend.queues import (
     redis_time,
 )
 from backend.run_stages import MOST_ATTEMPTS
-from backend.run_state import Budget
+from backend.run_state import Budget, RunState
 from backend.store import StoreSettings
 from edgesam_core.errors import TrainingUnavailable
 from tests import parts
@@ -156,6 +156,28 @@ def test_a_failure_without_a_sentence_gets_one(ground: Ground, said: str, reason
     assert done.outcome == "failed"
     assert reason in done.reason
     assert str(ground.folder) not in done.reason
+
+
+def test_a_program_that_cannot_be_started_has_its_sentence(ground: Ground) -> None:
+    ground.python.unlink()
+    done = ground.trainer().carry_out(ground.request().job)
+    assert done.outcome == "failed"
+    assert "No such file or directory" in done.reason
+    assert "make setup-train" in done.reason
+
+
+@pytest.mark.parametrize("operators", [None, "glibc.malloc.hugetlb=0"])
+def test_every_stage_has_the_memory_settings_of_make_train_unless_the_operator_has_others(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, operators: str | None
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    show = ["make", "-s", "--eval", "shown: ; @echo $(GLIBC_TUNABLES)", "shown"]
+    of_make = subprocess.check_output(show, cwd=parts.REPOSITORY, text=True).strip()
+    assert "hugetlb=1" in of_make
+    if operators is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", operators)
+    ground.trainer().carry_out(ground.request().job)
+    assert ground.tunables == [operators or of_make] * 3
 
 
 def test_a_run_that_failed_goes_on_where_it_was_when_asked_to(ground: Ground) -> None:
@@ -378,39 +400,46 @@ def test_runs_of_one_machine_take_turns_and_one_that_waits_can_be_cancelled(
 # --- yields to clicks ---
 
 
-def test_training_stands_still_while_a_click_waits(ground: Ground) -> None:
+@dataclass
+class Standing:
+    """A run whose training stands still, since a click waits."""
+
+    job: str
+    child: int
+    clicks: threading.Event
+    ended: Future[RunState]
+
+
+@pytest.fixture
+def standing(ground: Ground) -> Iterator[Standing]:
     ground.hold("training")
     clicks = threading.Event()
     run, trainer = ground.request(), ground.trainer(has_to_wait=clicks.is_set)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.carry_out, run.job)
+        ended = pool.submit(trainer.carry_out, run.job)
         child = held_pid(ground)
         clicks.set()
-        state = Path(f"/proc/{child}/stat")
-        wait_until(lambda: ") T" in state.read_text(), "the pause")
-        before = ground.beats
-        time.sleep(0.3)
-        assert ground.beats == before
-        clicks.clear()
-        wait_until(lambda: ground.beats != before, "the next beat")
-        ground.release()
-        done = future.result()
+        wait_until(lambda: ") T" in Path(f"/proc/{child}/stat").read_text(), "the pause")
+        yield Standing(run.job, child, clicks, ended)
+        ground.runs.cancel(run.job)
+
+
+def test_training_stands_still_while_a_click_waits(ground: Ground, standing: Standing) -> None:
+    before = ground.beats
+    time.sleep(0.3)
+    assert ground.beats == before
+    standing.clicks.clear()
+    wait_until(lambda: ground.beats != before, "the next beat")
+    ground.release()
+    done = standing.ended.result()
     assert done.outcome == "promoted"
     assert done.paused_s >= 0.3
 
 
-def test_a_run_that_stands_still_can_be_cancelled(ground: Ground) -> None:
-    ground.hold("training")
-    clicks = threading.Event()
-    run, trainer = ground.request(), ground.trainer(has_to_wait=clicks.is_set)
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.carry_out, run.job)
-        child = held_pid(ground)
-        clicks.set()
-        wait_until(lambda: ") T" in Path(f"/proc/{child}/stat").read_text(), "the pause")
-        ground.runs.cancel(run.job)
-        assert future.result().outcome == "cancelled"
-    assert not is_alive(child)
+def test_a_run_that_stands_still_can_be_cancelled(ground: Ground, standing: Standing) -> None:
+    ground.runs.cancel(standing.job)
+    assert standing.ended.result().outcome == "cancelled"
+    assert not is_alive(standing.child)
 
 
 def test_an_encode_of_any_web_process_is_noticed(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from backend.versions import VersionSettings
 from edgesam_core.errors import TrainingUnavailable
 from tests import parts, servers
 from tests.backend.hosts import running
+from tests.backend.test_auth import GUARDED
 from tests.backend.test_snapshot import LabelledProject, cat, dog
 from tests.backend.test_trainer import held_pid, is_alive
 from tests.backend.training_ground import BETTER, PROJECT, Ground
@@ -366,20 +367,13 @@ def test_the_servers_own_model_can_be_promoted_like_any_other(
     assert client.post("/rollback", json={"project": PROJECT}).json["version"] == mine
 
 
-GUARDED = (
-    ("DELETE", "/train/3-20200101T000000000000"),
-    ("POST", "/versions/0123456789ab/promote"),
-    ("POST", "/rollback"),
-)
-
-
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "edgesam.example"])
 def test_what_changes_who_is_served_is_guarded_beyond_loopback(
     serve: MakeClient, method: str, path: str, address: str
 ) -> None:
     listening_there = {"SERVER_NAME": address}
-    body = {"json": {"project": PROJECT}} if method == "POST" else {}
+    body: Any = {"json": {"project": PROJECT}} if method == "POST" else {}
     refused = serve().open(path, method=method, environ_overrides=listening_there, **body)
     assert (refused.status_code, refused.json["code"]) == (403, "guarded")
     assert "BASIC_AUTH_USER" in refused.json["error"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,6 @@ from backend.model import ModelSettings
 from backend.models import Models
 from backend.swap import Swaps
 from backend.versions import Versions, VersionSettings
-from edgesam_core.bundle import Bundle
 from edgesam_core.errors import BundleError, RequestError, VersionsError
 from tests.backend.disc_bundle import write_disc_bundle
 
@@ -71,6 +72,32 @@ def test_rollback_goes_back_step_by_step_to_the_servers_own_model(
     assert events == ["added"] * 3 + ["promoted"] * 2 + ["rolled back"] * 2
 
 
+def test_rollback_after_rollback_never_goes_round(versions: Versions, added: list[str]) -> None:
+    first, second, _ = added
+    for version in (first, second, first):
+        versions.promote(PROJECT, version, "this one after all")
+    assert [versions.rollback(PROJECT, "worse") for _ in range(3)] == [second, first, None]
+
+
+def test_a_change_that_was_noted_and_did_not_come_to_be_is_passed_over(
+    versions: Versions, added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = added
+    versions.promote(PROJECT, first, "served")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("backend.versions._replace", full)
+    with pytest.raises(VersionsError, match="What was served stays"):
+        versions.promote(PROJECT, second, "noted, and then the disk was full")
+    monkeypatch.undo()
+    assert versions.current(PROJECT) == first
+    versions.promote(PROJECT, third, "served")
+    assert versions.rollback(PROJECT, "worse") == first
+    assert versions.rollback(PROJECT, "worse") is None
+
+
 def test_a_version_that_is_there_is_not_copied_again(
     versions: Versions, bundles: list[Path]
 ) -> None:
@@ -106,7 +133,8 @@ def test_unknown_versions_are_refused_by_a_sentence(versions: Versions, version:
 def test_without_a_folder_there_are_no_versions_and_a_sentence_says_so(bundles: list[Path]) -> None:
     versions = Versions(VersionSettings(None))
     assert versions.current(PROJECT) is None
-    assert versions.of(None) == versions.history(PROJECT) == []
+    assert versions.of(None) == []
+    assert versions.history(PROJECT) == []
     with pytest.raises(VersionsError, match="EDGESAM_DATA_DIR"):
         versions.add(PROJECT, bundles[0], "trained")
 
@@ -189,10 +217,26 @@ def test_a_version_that_was_tampered_with_is_refused_and_the_old_one_serves(
         swaps.look()
     assert models.of(PROJECT).version == added[0]
     assert sum("keeps its model" in message for message in caplog.messages) == 1
-    decoder.write_bytes(whole)
     versions.promote(PROJECT, added[2], "another")
     swaps.look()
     assert models.of(PROJECT).version == added[2]
+
+
+def test_a_refused_version_that_was_mended_takes_over_after_all(
+    models: Models, versions: Versions, added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.swap.REFUSED_S", 0.0)
+    swaps = Swaps(models, versions, lambda *_: 0)
+    versions.promote(PROJECT, added[0], "good, until a disk tore it")
+    decoder = versions.bundle(added[0]) / "decoder.onnx"
+    whole = decoder.read_bytes()
+    decoder.write_bytes(whole[:-1])
+    assert models.of(PROJECT) is models.own
+    swaps.look()
+    assert models.of(PROJECT) is models.own
+    decoder.write_bytes(whole)
+    swaps.look()
+    assert models.of(PROJECT).version == added[0]
 
 
 def test_a_process_that_begins_with_a_torn_version_serves_the_one_before(
@@ -218,10 +262,45 @@ def test_first_requests_of_a_project_open_its_version_once(
 
 
 def test_what_is_served_stays_open_however_many_others_are_asked_for(
-    models: Models, versions: Versions, added: list[str]
+    models: Models, versions: Versions, added: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Bundle.open(versions.bundle(added[0])).manifest.version == added[0]
-    assert models.version(added[0]) is models.version(added[0])
+    monkeypatch.setattr("backend.models.MOST_OPEN", 1)
+    versions.promote(PROJECT, added[0], "better")
+    served, other = models.of(PROJECT), models.version(added[1])
+    assert models.version(added[1]) is other
+    models.version(added[2])
+    assert models.version(added[0]) is served
+    assert models.version(added[1]) is not other, "it was closed"
     assert models.version(models.own.version) is models.own
     with pytest.raises(BundleError):
         models.version("0123456789ab")
+
+
+def test_who_stands_in_for_a_torn_version_is_told_with_the_reason(
+    models: Models, versions: Versions, added: list[str]
+) -> None:
+    assert models.stand_in(PROJECT) is None
+    versions.promote(PROJECT, added[0], "good")
+    versions.promote(PROJECT, added[1], "good, until a disk tore it")
+    assert models.stand_in(PROJECT) is None
+    (versions.bundle(added[1]) / "encoder.onnx").unlink()
+    told = models.stand_in(PROJECT)
+    assert told is not None
+    assert told.version == added[0]
+    assert "encoder.onnx" in told.why
+    assert models.of(PROJECT).version == added[0], "which comes to be with the first click"
+    assert models.stand_in(PROJECT) == told
+    (versions.bundle(added[0]) / "encoder.onnx").unlink()
+    assert models.stand_in(PROJECT) == told, "this process has it open"
+    another = Models(models._settings, versions).stand_in(PROJECT)
+    assert another is not None
+    assert another.version == models.own.version
+
+
+def test_a_process_keeps_a_version_that_was_torn_while_it_was_open(
+    models: Models, versions: Versions, added: list[str]
+) -> None:
+    versions.promote(PROJECT, added[0], "good")
+    assert models.of(PROJECT).version == added[0]
+    (versions.bundle(added[0]) / "encoder.onnx").unlink()
+    assert models.stand_in(PROJECT) is None

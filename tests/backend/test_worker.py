@@ -287,7 +287,7 @@ def test_a_worker_killed_in_the_middle_of_an_encode_leaves_its_job_to_another(
 
 
 def outcomes(jobs: Jobs) -> dict[str, int]:
-    samples = jobs._metrics.encode_jobs.collect()[0].samples
+    samples = next(iter(jobs._metrics.encode_jobs.collect())).samples
     return {s.labels["outcome"]: int(s.value) for s in samples if s.value and "total" in s.name}
 
 

@@ -66,16 +66,21 @@ class Ground:
     @property
     def calls(self) -> list[str]:
         """The modules that were run, in order."""
-        path = self.folder / "calls.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line)["module"].rpartition(".")[2] for line in lines]
+        return [call["module"].rpartition(".")[2] for call in self._calls()]
 
     @property
     def last_arguments(self) -> list[str]:
-        arguments: list[str] = json.loads(
-            (self.folder / "calls.jsonl").read_text().splitlines()[-1]
-        )["arguments"]
+        arguments: list[str] = self._calls()[-1]["arguments"]
         return arguments
+
+    @property
+    def tunables(self) -> list[str]:
+        """GLIBC_TUNABLES of each program that was run."""
+        return [call["tunables"] for call in self._calls()]
+
+    def _calls(self) -> list[dict[str, Any]]:
+        path = self.folder / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def programs(self) -> Programs:
         installed = Programs.installed(self.settings)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from bench.plots import plot_latency, plot_throughput, save_plots
 
 CLICKS = [
@@ -13,7 +17,7 @@ IMAGES = [{"workers": 0, "images_per_second": 14.2}, {"workers": 2, "images_per_
 
 def test_latency_is_drawn_as_measured_with_its_units():
     (axes,) = plot_latency(CLICKS).axes
-    drawn = {str(line.get_label()): list(line.get_ydata()) for line in axes.lines}
+    drawn = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
     assert drawn["without a pause: median"] == [20, 320]
     assert drawn["a click a second: 95 % are faster"] == [30, 480]
     assert drawn["slowest /health, without a pause"] == [6, 21]
@@ -22,7 +26,8 @@ def test_latency_is_drawn_as_measured_with_its_units():
 
 def test_throughput_is_drawn_as_measured_with_its_units():
     (axes,) = plot_throughput(IMAGES).axes
-    assert [bar.get_height() for bar in axes.patches] == [14.2, 17.9]
+    bars: Any = axes.patches
+    assert [bar.get_height() for bar in bars] == [14.2, 17.9]
     assert axes.get_ylabel().endswith("images/s")
 
 

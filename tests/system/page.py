@@ -184,7 +184,7 @@ class LabellingPage:
         """What the screen shows at pixels of the image, RGB."""
         places = [self.on_screen(*point) for point in points]
         with Image.open(io.BytesIO(self.tab.screenshot())) as screen:
-            shown = screen.convert("RGB")
+            shown: Any = screen.convert("RGB")
         return [shown.getpixel((int(x), int(y))) for x, y in places]
 
     def picture(self, path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def complaints(label_studio: servers.RunningLabelStudio) -> Complaints:
     """A function (project, settings by name): the sentences of the steps that cannot be gone."""
     settings = LabelStudioSettings(label_studio.url, label_studio.personal_access_token)
 
-    def examined(project_id: int | None, **changed: str | None) -> list[str]:
+    def examined(project_id: int | None, **changed: Any) -> list[str]:
         findings = examine(
             replace(settings, **changed),
             ImageSettings(),

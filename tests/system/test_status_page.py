@@ -251,8 +251,8 @@ def _draw_changes(folder: Path) -> None:
     rng = np.random.default_rng(3)
     for name in GATE["pictures"]:
         truth, image = Image.new("1", (240, 240)), Image.new("RGB", (240, 240), (28, 24, 44))
-        for x, y in rng.integers(0, 240, (12, 2)):
-            _cell(ImageDraw.Draw(image), x, y, rng.integers(18, 34), (70, 60, 120))
+        for x, y in rng.integers(0, 240, (12, 2)).tolist():
+            _cell(ImageDraw.Draw(image), x, y, int(rng.integers(18, 34)), (70, 60, 120))
         _cell(ImageDraw.Draw(image), 120, 120, 44, (118, 96, 176))
         _cell(ImageDraw.Draw(truth), 120, 120, 44, 1)
         prompt = Prompt(np.array([[120, 112]], np.float32), np.array([1]))
