@@ -14,16 +14,8 @@ from typing import Any
 import pytest
 import requests
 
-from bench.demo_train import (
-    Project,
-    backend_for,
-    follow,
-    label_all,
-    largest,
-    newest_run,
-    pictures_of,
-    wait_for_version,
-)
+from bench.demo_project import Project, largest, pictures_of
+from bench.demo_train import backend_for, follow, label_all, newest_run, wait_for_version
 from edgesam_core.bundle import Bundle
 from edgesam_core.export.write_bundle import write_bundle
 from edgesam_core.nn.checkpoint import read_checkpoint
