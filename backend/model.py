@@ -35,9 +35,9 @@ class ModelSettings:
     # Name of a folder in the models folder, or the path of a bundle.
     models_dir: Path = _MODELS_DIR
     # Folder that holds bundles by name; `models/` of the repository.
-    runtime: str = "onnxruntime"
-    # Who runs the graphs: onnxruntime, openvino, openvino-bf16, or auto (the fastest here).
-    # OpenVINO encodes faster, most of all at input size 1024, and is on trial (decision 006).
+    runtime: str = "auto"
+    # Who runs the graphs: onnxruntime, openvino, openvino-bf16, or auto: the fastest that is
+    # installed and opens them (decision 006).
     threads: int = 0
     # Processors for one image or click; 0 means all that the process may use.
     load_wait_s: float = 60.0
@@ -60,10 +60,10 @@ class ModelSettings:
         """
         return find_bundle(self.name, self.models_dir)
 
-    def chosen_runtime(self) -> Runtime:
-        """Who runs the graphs, once this machine has been asked what it can do."""
-        chosen = next((name for name in RUNTIMES if name == self.runtime), None)
-        return chosen or fastest_runtime()
+    def runtimes(self) -> list[Runtime]:
+        """Who is to run the graphs on this machine, and who if that fails."""
+        chosen = [name for name in RUNTIMES if name == self.runtime]
+        return chosen or list(dict.fromkeys([fastest_runtime(), "onnxruntime"]))
 
     @property
     def encodes_at_once(self) -> int:
@@ -148,13 +148,7 @@ class ServedModel:
     def _load(self) -> None:
         started = time.perf_counter()
         try:
-            runtime = self._settings.chosen_runtime()
-            segmenter = Segmenter(
-                Bundle.open(self._settings.folder()),
-                threads=self._settings.threads or None,
-                runtime=runtime,
-            )
-            _try_out(segmenter)
+            segmenter, runtime = self._open()
         except EdgeSamError as exc:
             logger.error("the model cannot be served: %s %s", exc.sentence, exc.detail)
             self._error = exc
@@ -171,6 +165,22 @@ class ServedModel:
                 runtime,
                 time.perf_counter() - started,
             )
+
+    def _open(self) -> tuple[Segmenter, Runtime]:
+        """The model in the first runtime that runs it, and which that is."""
+        bundle = Bundle.open(self._settings.folder())
+        *faster, last = self._settings.runtimes()
+        for runtime in faster:
+            try:
+                return self._open_in(runtime, bundle), runtime
+            except EdgeSamError as exc:
+                logger.warning("%s instead of %s: %s %s", last, runtime, exc.sentence, exc.detail)
+        return self._open_in(last, bundle), last
+
+    def _open_in(self, runtime: Runtime, bundle: Bundle) -> Segmenter:
+        segmenter = Segmenter(bundle, threads=self._settings.threads or None, runtime=runtime)
+        _try_out(segmenter)
+        return segmenter
 
 
 def _try_out(segmenter: Segmenter) -> None:

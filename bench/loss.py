@@ -39,8 +39,8 @@ IMAGES_OF_A_SET = 2
 GOAL_POINTS = 0.5
 """The most that the mean IoU may fall, in points."""
 TAKEN_BY_AUTO = "bf16 encoder"
-"""What EDGESAM_RUNTIME=auto takes where the processor has bf16, for inputs below 512 pixels. The
-default is ONNX Runtime in fp32, which all steps are compared with, and loses nothing."""
+"""What the default, EDGESAM_RUNTIME=auto, takes where the processor has bf16, for inputs below 512
+pixels. All steps are compared with ONNX Runtime in fp32."""
 
 
 def run() -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -72,12 +72,28 @@ def test_a_damaged_bundle_is_refused_by_a_sentence(tmp_path: Path, damage: str) 
     assert str(tmp_path) not in caught.value.sentence
 
 
-def test_the_fastest_runtime_is_chosen_where_it_is_asked_for(
+def test_the_fastest_runtime_is_chosen_unless_another_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("backend.model.fastest_runtime", lambda: "openvino-bf16")
-    assert ModelSettings(runtime="auto").chosen_runtime() == "openvino-bf16"
-    assert ModelSettings().chosen_runtime() == "onnxruntime"
+    assert ModelSettings().runtimes() == ["openvino-bf16", "onnxruntime"]
+    assert ModelSettings(runtime="openvino").runtimes() == ["openvino"]
+    monkeypatch.setattr("backend.model.fastest_runtime", lambda: "onnxruntime")
+    assert ModelSettings().runtimes() == ["onnxruntime"]
+
+
+def test_a_runtime_that_fails_gives_way_unless_it_was_named(
+    disc_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> NoReturn:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("edgesam_core.openvino_session._core", fail)
+    monkeypatch.setattr("backend.model.fastest_runtime", lambda: "openvino")
+    assert ServedModel(ModelSettings(name=str(disc_bundle))).segmenter()
+    assert "onnxruntime instead of openvino" in caplog.text
+    with pytest.raises(BundleError, match="EDGESAM_RUNTIME=onnxruntime"):
+        ServedModel(ModelSettings(name=str(disc_bundle), runtime="openvino")).segmenter()
 
 
 def test_encodes_share_the_processors() -> None:
