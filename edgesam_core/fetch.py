@@ -108,7 +108,7 @@ def _is_sound(folder: Path) -> bool:
 def _can_export() -> bool:
     """Whether PyTorch and what else an export needs can be imported."""
     try:
-        import edgesam_core.export.write_bundle  # noqa: F401
+        import edgesam_core.export.write_bundle  # noqa: F401 - can it be imported?
         from edgesam_core.nn.timm_import import import_timm
 
         import_timm()

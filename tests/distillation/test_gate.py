@@ -20,12 +20,10 @@ from distillation.project_set import load_project_set
 from distillation.project_stage import train
 from distillation.replay import GATE_SCENES, replay_scene
 from edgesam_core.errors import BundleError, RunError
-from edgesam_core.export.write_bundle import write_bundle
-from edgesam_core.nn.checkpoint import read_checkpoint
-from tests import parts
 from tests.backend.disc_bundle import write_disc_bundle
 from tests.distillation.discs import MASKS, SIZE_HW, Oracle, coco_of, disc, write_set
 from tests.distillation.snapshots import SABOTAGE, write_snapshot
+from tests.small_model import write_small_model
 
 # --- asking, with one who knows all answers ---
 
@@ -83,17 +81,7 @@ def test_what_was_asked_already_is_not_asked_again(held_out, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model at a ninth of its pixels: it still knows what an object is."""
-    weights = read_checkpoint(parts.REPOSITORY / "models" / "default" / "weights.safetensors")
-    return write_bundle(
-        weights,
-        tmp_path_factory.mktemp("models") / "base",
-        name="default",
-        input_size=128,
-        draws_prompts=True,
-        refines_with_mask_input=True,
-        licence="Apache-2.0",
-    )
+    return write_small_model(tmp_path_factory.mktemp("models") / "base")
 
 
 def recipe(path: Path, *, steps: int, learning_rate: float = 1e-3) -> Path:

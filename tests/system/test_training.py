@@ -17,9 +17,8 @@ import requests
 from bench.demo_project import Project, largest, pictures_of
 from bench.demo_train import backend_for, follow, label_all, newest_run, wait_for_version
 from edgesam_core.bundle import Bundle
-from edgesam_core.export.write_bundle import write_bundle
-from edgesam_core.nn.checkpoint import read_checkpoint
 from tests import servers
+from tests.small_model import write_small_model
 from tests.system.api import LabelStudioApi
 from tests.system.test_label_studio_api import last_line, only_region
 
@@ -41,17 +40,8 @@ seed: 1
 
 
 @pytest.fixture(scope="module")
-def small_base(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model at a ninth of its pixels: it still knows what an object is."""
-    return write_bundle(
-        read_checkpoint(default_model / "weights.safetensors"),
-        tmp_path_factory.mktemp("models") / "base",
-        name="default",
-        input_size=128,
-        draws_prompts=True,
-        refines_with_mask_input=True,
-        licence="Apache-2.0",
-    )
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("models") / "base")
 
 
 def version_of(folder: Path) -> str:
