@@ -2,27 +2,33 @@
 
 A thread looks at each project's ``current`` a few times a second, which costs one small read. Where
 it has changed: open the new version and let it answer a click of its own, encode the images that
-the project's annotators clicked on last, and only then answer by it. Requests that are under way
-keep the model that they began with. What cannot be opened is refused, with a line in the log, and
-the old version goes on; a minute later it is tried again, in case somebody has mended it.
+the project's annotators clicked on last, and only then answer by it. The first process to do so
+tells the others, who follow as soon as the image in hand is encoded and take up the rest behind it,
+so that all agree within one look and one encoding. Requests under way keep the model that they
+began with. What cannot be opened is refused, with a line in the log, and the old version goes on; a
+minute later it is tried again, in case somebody has mended it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from backend.logs import Complaints
 from backend.models import Models, opened
 from backend.versions import Versions
 from backend.watch import Watch
-from edgesam_core.errors import BundleError, EdgeSamError
+from edgesam_core.errors import BundleError, EdgeSamError, VersionsError
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 """Between two looks at what projects should be served."""
+
+Warm = Callable[[int, str], Iterator[object]]
+"""Encodes a project's images for a version, one at each step."""
 
 REFUSED_S = 60.0
 """For which a version that could not be opened is not tried again."""
@@ -31,13 +37,13 @@ REFUSED_S = 60.0
 class Swaps:
     """Watches for promotions; one thread per process."""
 
-    def __init__(self, models: Models, versions: Versions, warm: Callable[[int, str], int]) -> None:
+    def __init__(self, models: Models, versions: Versions, warm: Warm) -> None:
         """Start nothing yet.
 
         Args:
             models: Who is served what, in this process.
             versions: Who should be served what.
-            warm: Encodes the images that a project works on for a version, and says how many.
+            warm: Encodes the images that a project works on for a version, one at each step.
         """
         self._models = models
         self._versions = versions
@@ -80,9 +86,18 @@ class Swaps:
         except BundleError:
             self._refused[project_id] = wanted, time.monotonic() + REFUSED_S
             raise
-        count = self._warm(project_id, model.version)
+        images = self._warm(project_id, model.version)
+        before = 0
+        while not self._another_began(project_id, model.version) and next(images, None) is not None:
+            before += 1
         self._models.serve(project_id, model)
+        with suppress(VersionsError):  # the others then follow when they have encoded theirs
+            self._versions.begin(project_id, model.version)
+        after = sum(1 for _ in images)
         logger.info(
-            "project %d is served version %s instead of %s; %d images encoded for it",
-            project_id, model.version, served.version, count,
+            "project %d is served version %s instead of %s; images encoded for it: %d and then %d",
+            project_id, model.version, served.version, before, after,
         )  # fmt: skip
+
+    def _another_began(self, project_id: int, version: str) -> bool:
+        return self._versions.begun(project_id) == version

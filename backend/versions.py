@@ -2,6 +2,7 @@
 
     bundles/VERSION/             an immutable bundle, added once
     projects/ID/current          the version that is served, one line, replaced as a whole
+    projects/ID/begun            the version that a process has begun to answer by, in the same way
     projects/ID/history.jsonl    what was added, promoted and rolled back, when and why
 
 A project without a ``current`` is served the model that the server was started with. Every process
@@ -79,14 +80,27 @@ class Versions:
         """
         if self._folder is None:
             return None
-        path = self._project(project_id) / "current"
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except FileNotFoundError:
+        return _version_in(self._project(project_id) / "current")
+
+    def begun(self, project_id: int) -> str | None:
+        """The version that a process was the first to answer by; the others follow at once.
+
+        Raises:
+            VersionsError: As `current`.
+        """
+        if self._folder is None:
             return None
-        except (OSError, UnicodeDecodeError) as exc:
-            raise _unreadable(path, exc) from exc
-        return text if _VERSION.fullmatch(text) else None
+        return _version_in(self._project(project_id) / "begun")
+
+    def begin(self, project_id: int, version: str) -> None:
+        """Tell the other processes that this one answers by a version, trained or its own.
+
+        Raises:
+            VersionsError: The folder cannot be written.
+        """
+        with self._changing(project_id):
+            if self.begun(project_id) != version:
+                _replace(self._project(project_id) / "begun", f"{version}\n")
 
     def bundle(self, version: str) -> Path:
         """The folder of a version that was added.
@@ -166,7 +180,7 @@ class Versions:
         with self._changing(project_id) as served:
             if served != version:
                 self._note(project_id, "promoted", version, served, why)
-                _replace(self._project(project_id) / "current", f"{version}\n")
+                self._serve(project_id, version)
 
     def rollback(self, project_id: int, why: str) -> str | None:
         """Serve a project what it was served before; again, and it is the one before that.
@@ -186,12 +200,17 @@ class Versions:
                 )
             before = story[-1]
             self._note(project_id, "rolled back", before or "", served, why)
-            path = self._project(project_id) / "current"
-            if before is None:
-                path.unlink(missing_ok=True)
-            else:
-                _replace(path, f"{before}\n")
+            self._serve(project_id, before)
         return before
+
+    def _serve(self, project_id: int, version: str | None) -> None:
+        """Replace ``current``; nobody has begun to answer by it yet. Under the project's lock."""
+        folder = self._project(project_id)
+        (folder / "begun").unlink(missing_ok=True)
+        if version is None:
+            (folder / "current").unlink(missing_ok=True)
+        else:
+            _replace(folder / "current", f"{version}\n")
 
     def _project(self, project_id: int) -> Path:
         assert self._folder is not None, "asked for a project where no versions are kept"
@@ -259,6 +278,17 @@ def _changes(lines: list[str]) -> Iterator[Change]:
             yield Change(**json.loads(line))
         except (ValueError, TypeError):
             continue
+
+
+def _version_in(path: Path) -> str | None:
+    """The version that a small file names, if it is there and names one."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise _unreadable(path, exc) from exc
+    return text if _VERSION.fullmatch(text) else None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from backend.jobs import EncodeRequest
@@ -57,23 +57,24 @@ class WorkingSet:
             while len(self._seen) > _MOST_PROJECTS:
                 self._seen.popitem(last=False)
 
-    def warm(self, project_id: int, version: str) -> int:
-        """Have the project's images encoded for another version, the last one first.
+    def warm(self, project_id: int, version: str) -> Iterator[EncodeRequest]:
+        """Have the project's images encoded for another version, one at each step.
 
         An image that cannot be had any more is passed over: whoever clicks on it is told.
 
-        Returns:
-            How many are there now.
+        Yields:
+            Each that is there now, the last that was clicked on first.
         """
         with self._lock:
             images = list(reversed(self._seen.get(project_id, OrderedDict()).items()))
-        now, count = self._clock(), 0
-        for request, clicked_at in images:
+        now = self._clock()
+        for image, clicked_at in images:
             if now - clicked_at > ACTIVE_S:
                 break
+            request = replace(image, version=version)
             try:
-                self._encode(replace(request, version=version))
-                count += 1
+                self._encode(request)
             except EdgeSamError as exc:
                 logger.info("not encoded for version %s: %s", version, exc.sentence)
-        return count
+            else:
+                yield request

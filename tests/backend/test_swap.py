@@ -17,6 +17,7 @@ from backend.jobs import EncodeRequest
 from backend.model import ModelSettings
 from backend.service import Service
 from backend.settings import Settings
+from backend.swap import Swaps
 from backend.versions import VersionSettings
 from edgesam_core.errors import BundleError
 from tests.backend.conftest import MakeClient, body, keypoint, mask_of, picture_uri
@@ -143,6 +144,32 @@ def test_two_processes_of_one_folder_serve_the_same(
             wait_until(partial(is_served, service, larger), "the new version")
     finally:
         other.stop()
+
+
+def test_when_one_process_has_begun_the_others_follow_before_all_their_images_are_encoded(
+    app: Flask, larger: str
+) -> None:
+    service = service_of(app)
+    click(app)
+    answered_by: list[str] = []
+
+    def warm(project_id: int, version: str) -> Iterator[str]:
+        for image in ("first", "second", "third"):
+            answered_by.append(service.models.of(PROJECT).version)
+            if image == "second":
+                service.versions.begin(PROJECT, larger)  # as another process would
+            yield image
+
+    slow = Swaps(service.models, service.versions, warm)
+    own = service.models.own.version
+    for _ in range(2):  # what was begun once does not count for a later promotion
+        service.versions.promote(PROJECT, larger, "better")
+        slow.look()
+        assert answered_by == [own, own, larger]
+        answered_by.clear()
+        service.versions.rollback(PROJECT, "worse")
+        service.swaps.look()
+        assert is_served(service, own)
 
 
 def test_a_worker_encodes_for_versions_that_projects_are_served(app: Flask, larger: str) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -185,9 +186,9 @@ def test_a_promotion_reaches_a_running_process_after_its_images_are_warm(
 ) -> None:
     warmed: list[tuple[int, str, str]] = []
 
-    def warm(project_id: int, version: str) -> int:
+    def warm(project_id: int, version: str) -> Iterator[str]:
         warmed.append((project_id, version, models.of(project_id).version))
-        return 0
+        yield "an image"
 
     swaps = Swaps(models, versions, warm)
     before = models.of(PROJECT)
@@ -206,7 +207,7 @@ def test_a_promotion_reaches_a_running_process_after_its_images_are_warm(
 def test_a_version_that_was_tampered_with_is_refused_and_the_old_one_serves(
     models: Models, versions: Versions, added: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    swaps = Swaps(models, versions, lambda *_: 0)
+    swaps = Swaps(models, versions, lambda *_: iter(()))
     versions.promote(PROJECT, added[0], "good")
     assert models.of(PROJECT).version == added[0]
     versions.promote(PROJECT, added[1], "good, until somebody touched it")
@@ -226,7 +227,7 @@ def test_a_refused_version_that_was_mended_takes_over_after_all(
     models: Models, versions: Versions, added: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.swap.REFUSED_S", 0.0)
-    swaps = Swaps(models, versions, lambda *_: 0)
+    swaps = Swaps(models, versions, lambda *_: iter(()))
     versions.promote(PROJECT, added[0], "good, until a disk tore it")
     decoder = versions.bundle(added[0]) / "decoder.onnx"
     whole = decoder.read_bytes()
