@@ -38,7 +38,7 @@ class MachineTurns:
             at_once: How many may encode side by side.
         """
         # A folder may be shared by machines, and their processors are not.
-        self._paths = [folder / f"encode-{_machine()}-{n}.lock" for n in range(at_once) if folder]
+        self._paths = [folder / f"encode-{machine_id()}-{n}.lock" for n in range(at_once) if folder]
         self._held: list[int | None] = []
         self._complaints = Complaints(logging.getLogger(__name__))
 
@@ -106,7 +106,7 @@ def _locked(path: Path) -> int:
     return lock
 
 
-def _machine() -> str:
+def machine_id() -> str:
     """What all containers of a machine have in common, and no two machines."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -99,7 +99,9 @@ class Service:
             settings.results,
             settings.granularity,
             self.metrics,
-            Clicks(settings.server.clicks_at_once, wait_s=settings.embeddings.wait_s),
+            Clicks(
+                settings.server.clicks_at_once, wait_s=settings.embeddings.wait_s, shared=shared
+            ),
             self.second_look,
             working_set,
         )

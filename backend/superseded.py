@@ -13,19 +13,22 @@ those that have their embedding, as many are decoded at a time as there are proc
 they would be ready no sooner, and health checks would wait three times as long for their share of
 the interpreter.
 
-One process knows only its own clicks: with several web processes a newer click may reach another
-one, and the older is then decoded for nothing, as the page throws its answer away.
+A click that waits hears of a newer one in its own process at once, and of one that reached another
+process (newest_click.py) when its turn has come.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from backend.newest_click import NewestClicks
+from backend.store import NO_STORE, Store
 from edgesam_core.errors import Superseded, Unavailable
 from edgesam_core.session import processors
 
@@ -36,6 +39,7 @@ class Click:
 
     picture: Hashable
     region_ids: frozenset[str]
+    at_s: float = field(default_factory=time.monotonic)
     overtaken: Future[NoReturn] = field(default_factory=Future)
     # raises `Superseded` from the moment on when nobody wants the answer any more
 
@@ -52,16 +56,18 @@ class Click:
 class Clicks:
     """The clicks that are being answered by this process; safe between threads."""
 
-    def __init__(self, at_most: int, *, wait_s: float = 30.0) -> None:
+    def __init__(self, at_most: int, *, wait_s: float = 30.0, shared: Store = NO_STORE) -> None:
         """Begin with none.
 
         Args:
             at_most: How many may wait or be decoded at a time.
             wait_s: Seconds that one waits for its turn to be decoded.
+            shared: What the web processes share.
         """
         self._at_most = at_most
         self._wait_s = wait_s
         self._answering: list[Click] = []
+        self._newest = NewestClicks(shared)
         self._turns = threading.Semaphore(processors())
         self._lock = threading.Lock()
 
@@ -80,6 +86,8 @@ class Clicks:
             )
         try:
             click.check()
+            if _is_superseded(click.region_ids, self._newest.since(click.picture, click.at_s)):
+                raise Superseded
             yield
         finally:
             self._turns.release()
@@ -104,9 +112,12 @@ class Clicks:
                     detail=f"{self._at_most} are being answered",
                 )
             for older in self._answering:
-                if _is_superseded(older, click) and not older.overtaken.done():
+                is_same = older.picture == picture and not older.overtaken.done()
+                if is_same and _is_superseded(older.region_ids, region_ids):
                     older.overtaken.set_exception(Superseded())
             self._answering.append(click)
+        if region_ids:
+            self._newest.tell(picture, region_ids, click.at_s)
         try:
             yield click
         finally:
@@ -114,9 +125,5 @@ class Clicks:
                 self._answering.remove(click)
 
 
-def _is_superseded(older: Click, newer: Click) -> bool:
-    return (
-        older.picture == newer.picture
-        and bool(older.region_ids)
-        and older.region_ids < newer.region_ids
-    )
+def _is_superseded(older: frozenset[str], newer: frozenset[str]) -> bool:
+    return bool(older) and older < newer

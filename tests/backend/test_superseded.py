@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from backend.directory_store import DirectoryStore
 from backend.superseded import Clicks
 from edgesam_core.errors import Superseded, Unavailable
 
@@ -9,24 +12,40 @@ PICTURE = (4, "image", None)
 OTHER_PICTURE = (5, "image", None)
 
 
+@pytest.fixture(params=["one process", "two processes"])
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Clicks, Clicks]:
+    """What the older and the newer click reach."""
+    if request.param == "one process":
+        clicks = Clicks(at_most=2)
+        return clicks, clicks
+    older, newer = (DirectoryStore(tmp_path, 1024**2) for _ in range(2))
+    return Clicks(at_most=2, shared=older), Clicks(at_most=2, shared=newer)
+
+
 def is_superseded(
-    older: set[str], newer: set[str], *, newer_picture: tuple[object, ...] = PICTURE
+    processes: tuple[Clicks, Clicks],
+    older: set[str],
+    newer: set[str],
+    *,
+    newer_picture: tuple[object, ...] = PICTURE,
 ) -> bool:
-    clicks = Clicks(at_most=2)
     with (
-        clicks.answering(PICTURE, frozenset(older)) as first,
-        clicks.answering(newer_picture, frozenset(newer)) as second,
+        processes[0].answering(PICTURE, frozenset(older)) as first,
+        processes[1].answering(newer_picture, frozenset(newer)) as second,
     ):
-        second.check()
+        with processes[1].turn(second):
+            pass
         try:
-            first.check()
+            with processes[0].turn(first):
+                return False
         except Superseded:
             return True
-    return False
 
 
-def test_a_click_is_superseded_by_one_with_all_its_prompts_and_more() -> None:
-    assert is_superseded({"a"}, {"a", "b"})
+def test_a_click_is_superseded_by_one_with_all_its_prompts_and_more(
+    processes: tuple[Clicks, Clicks],
+) -> None:
+    assert is_superseded(processes, {"a"}, {"a", "b"})
 
 
 @pytest.mark.parametrize(
@@ -39,12 +58,36 @@ def test_a_click_is_superseded_by_one_with_all_its_prompts_and_more() -> None:
         pytest.param(set(), {"a"}, id="without ids"),
     ],
 )
-def test_no_other_click_supersedes(older: set[str], newer: set[str]) -> None:
-    assert not is_superseded(older, newer)
+def test_no_other_click_supersedes(
+    processes: tuple[Clicks, Clicks], older: set[str], newer: set[str]
+) -> None:
+    assert not is_superseded(processes, older, newer)
 
 
-def test_a_click_on_another_picture_supersedes_none() -> None:
-    assert not is_superseded({"a"}, {"a", "b"}, newer_picture=OTHER_PICTURE)
+def test_a_click_on_another_picture_supersedes_none(processes: tuple[Clicks, Clicks]) -> None:
+    assert not is_superseded(processes, {"a"}, {"a", "b"}, newer_picture=OTHER_PICTURE)
+
+
+def test_a_prompt_that_was_taken_back_is_answered_though_more_were_clicked_before(
+    processes: tuple[Clicks, Clicks],
+) -> None:
+    with processes[0].answering(PICTURE, frozenset({"a", "b"})):
+        pass
+    with processes[1].answering(PICTURE, frozenset({"a"})) as later, processes[1].turn(later):
+        pass
+
+
+def test_word_from_another_machine_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Clicks(at_most=1, shared=DirectoryStore(tmp_path, 1024**2))
+    monkeypatch.setattr("backend.newest_click.machine_id", lambda: "another")
+    there = Clicks(at_most=1, shared=DirectoryStore(tmp_path, 1024**2))
+    with here.answering(PICTURE, frozenset({"a"})) as older:
+        with there.answering(PICTURE, frozenset({"a", "b"})):
+            pass
+        with here.turn(older):
+            pass
 
 
 def test_a_click_that_is_refused_supersedes_none_and_takes_no_place() -> None:
