@@ -15,8 +15,8 @@ from typing import Any
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 INTERACTIVE, PREFETCH, TRAINING = "interactive", "prefetch", "training"
@@ -108,6 +108,13 @@ def listening(redis: Redis, role: Role = ENCODERS) -> frozenset[str]:
         pipeline.zrange(role.key, 0, -1, withscores=True)
         (seconds, _), workers = pipeline.execute()
     return frozenset(name.decode() for name, at in workers if seconds - at < SILENT_S)
+
+
+def reason(exc: RedisError) -> str:
+    """Why Redis did not do as it was asked, for a log: in its own words, where it gave any."""
+    if isinstance(exc, ResponseError | AuthenticationError):
+        return str(exc).split(". ")[0].rstrip(".")
+    return type(exc).__name__
 
 
 def eviction_complaint(redis: Redis) -> str | None:

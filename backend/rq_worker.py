@@ -39,6 +39,7 @@ from backend.queues import (
     ENCODERS,
     add_sign_of_life,
     connect,
+    reason,
     redis_time,
     sign_off,
 )
@@ -238,4 +239,4 @@ def _only(functions: Functions) -> type[Job]:
 
 def no_answer(exc: RedisError) -> str:
     """What the log says of a Redis that is away."""
-    return f"The Redis of REDIS_URL does not answer ({type(exc).__name__}); trying on."
+    return f"The Redis of REDIS_URL does not answer ({reason(exc)}); trying on."

@@ -62,6 +62,7 @@ def serve(
         worker: EncoderWorker | None = None
         try:
             worker = make_worker(url, functions, complaints)
+            worker.connection.ping()
             if complaint := eviction_complaint(worker.connection):
                 complaints.warn(complaint)
             logger.info("listening to %s as %s", ", ".join(worker.role.queues), worker.name)

@@ -249,6 +249,16 @@ class TestWorkers:
         assert "allkeys-lru" in finding.sentence
         assert "Set its maxmemory-policy to noeviction." in finding.sentence
 
+    def test_a_redis_that_refuses_is_told_in_its_own_words(self, redis_server: str) -> None:
+        redis = connect(redis_server, timeout_s=5)
+        redis.config_set("requirepass", "secret")
+        try:
+            finding = self.finding(redis_server)
+        finally:
+            redis.config_set("requirepass", "")
+        assert not finding.is_good
+        assert "already authenticated" in finding.sentence
+
     def test_a_redis_that_is_not_there_is_told(self) -> None:
         finding = self.finding(f"redis://127.0.0.1:{free_port()}/0")
         assert not finding.is_good

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from backend.jobs import Jobs, job_id_of
 from backend.metrics import Metrics
 from backend.model import ModelSettings
 from backend.queues import QueueSettings, listening, redis_time
+from backend.rq_worker import EncoderWorker
 from backend.settings import Settings
 from backend.store import StoreSettings
-from backend.worker import main
+from backend.worker import main, serve
 from edgesam_core.bundle import Bundle, write_manifest
 from tests.backend.conftest import body, keypoint, mask_of, picture_bytes
 from tests.backend.disc_bundle import write_disc_bundle
@@ -161,6 +163,26 @@ def test_a_worker_encodes_for_all_web_processes(disc_bundle, redis, pictures, tm
 def test_a_worker_without_redis_says_what_it_needs(capsys):
     assert main() == 1
     assert "set REDIS_URL" in capsys.readouterr().err
+
+
+def test_a_worker_that_redis_refuses_says_why_and_not_that_it_listens(
+    redis, caplog, monkeypatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("backend.worker._REDIS_PAUSE_S", 0.0)
+    redis.client().config_set("requirepass", "secret")
+    tried: list[object] = []
+
+    def make_worker(*given: Any) -> EncoderWorker:
+        if tried:
+            raise KeyboardInterrupt
+        tried.append(given)
+        return EncoderWorker(*given)
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(redis.url, {}, make_worker)
+    assert "already authenticated" in caplog.text
+    assert "listening" not in caplog.text
 
 
 def test_a_worker_that_is_told_to_stop_is_gone_at_once(disc_bundle, redis, tmp_path):
