@@ -74,7 +74,7 @@ bench: .venv-dev/ready ## measure every stage beside its peer; the last line is 
 soak: .venv-dev/ready ## many annotators at once, 10 minutes or 10,000 clicks; OPTIONS="--minutes 1"
 	$(DEV)/python -m bench.soak $(OPTIONS)
 
-demo-train: .venv-dev/ready .venv-label-studio/ready ## label 60 tasks in Label Studio itself, train on them, click again: 15 minutes
+demo-train: .venv-dev/ready .venv-label-studio/ready ## label 60 tasks in Label Studio itself, train on them, click again: 5 to 15 minutes
 	$(DEV)/python -m bench.demo_train $(OPTIONS)
 
 audit: .venv-dev/ready ## ask an advisory service about every pinned version; a skipped one fails
