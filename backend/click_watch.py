@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from backend.logs import Complaints
 from backend.machine_turns import MachineTurns
-from backend.queues import INTERACTIVE, QueueSettings, connect, listening, reason, redis_time
+from backend.queues import INTERACTIVE, QueueSettings, connect, listening, redis_reason, redis_time
 from backend.store import StoreSettings
 
 _REDIS_TIMEOUT_S = 0.5
@@ -62,7 +62,7 @@ class ClickWatch:
         except RedisError as exc:
             self._silent_until = time.monotonic() + _REDIS_PAUSE_S
             self._complaints.warn(
-                f"The Redis of REDIS_URL does not tell of clicks ({reason(exc)}): the "
+                f"The Redis of REDIS_URL does not tell of clicks ({redis_reason(exc)}): the "
                 "training goes on beside them at low priority."
             )
             return False

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from backend.images import ImageLoader, ImageSettings
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudioClient, LabelStudioSettings
-from backend.queues import QueueSettings, connect, eviction_complaint, listening, reason
+from backend.queues import QueueSettings, connect, eviction_complaint, listening, redis_reason
 from backend.task_pictures import image_uri
 from edgesam_core.errors import EdgeSamError, LabelConfigError, RequestError, UpstreamError
 from edgesam_core.image import read_image
@@ -101,7 +101,7 @@ def _check_workers(url: str) -> str:
         workers, complaint = len(listening(redis)), eviction_complaint(redis)
     except RedisError as exc:
         raise UpstreamError(
-            f"The Redis of REDIS_URL does not answer ({reason(exc)}). Start it, or unset "
+            f"The Redis of REDIS_URL does not answer ({redis_reason(exc)}). Start it, or unset "
             "REDIS_URL; until then each process encodes for itself."
         ) from exc
     if complaint:

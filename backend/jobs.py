@@ -37,7 +37,7 @@ from backend.queues import (
     connect,
     eviction_complaint,
     listening,
-    reason,
+    redis_reason,
 )
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Jobs:
         except RedisError as exc:
             self._silent_until = time.monotonic() + _REDIS_PAUSE_S
             self._complaints.warn(
-                f"The Redis of REDIS_URL takes no jobs ({reason(exc)}): images are encoded "
+                f"The Redis of REDIS_URL takes no jobs ({redis_reason(exc)}): images are encoded "
                 "in this process."
             )
             return otherwise

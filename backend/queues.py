@@ -110,7 +110,7 @@ def listening(redis: Redis, role: Role = ENCODERS) -> frozenset[str]:
     return frozenset(name.decode() for name, at in workers if seconds - at < SILENT_S)
 
 
-def reason(exc: RedisError) -> str:
+def redis_reason(exc: RedisError) -> str:
     """Why Redis did not do as it was asked, for a log: in its own words, where it gave any."""
     if isinstance(exc, ResponseError | AuthenticationError):
         return str(exc).split(". ")[0].rstrip(".")

@@ -39,7 +39,7 @@ from backend.queues import (
     ENCODERS,
     add_sign_of_life,
     connect,
-    reason,
+    redis_reason,
     redis_time,
     sign_off,
 )
@@ -239,4 +239,4 @@ def _only(functions: Functions) -> type[Job]:
 
 def no_answer(exc: RedisError) -> str:
     """What the log says of a Redis that is away."""
-    return f"The Redis of REDIS_URL does not answer ({reason(exc)}); trying on."
+    return f"The Redis of REDIS_URL does not answer ({redis_reason(exc)}); trying on."

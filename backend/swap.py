@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.2
 """Between two looks at what projects should be served."""
 
-Warm = Callable[[int, str], Iterator[object]]
-"""Encodes a project's images for a version, one at each step."""
-
 REFUSED_S = 60.0
 """For which a version that could not be opened is not tried again."""
+
+Warm = Callable[[int, str], Iterator[object]]
+"""Encodes a project's images for a version, one at each step."""
 
 
 class Swaps:

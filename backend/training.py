@@ -27,7 +27,7 @@ from rq.serializers import JSONSerializer
 
 from backend.logs import Complaints
 from backend.model import ModelSettings, ServedModel
-from backend.queues import TRAINERS, TRAINING, QueueSettings, connect, listening, reason
+from backend.queues import TRAINERS, TRAINING, QueueSettings, connect, listening, redis_reason
 from backend.run_state import Budget, RunState
 from backend.runs import Runs
 from backend.watch import Watch
@@ -204,7 +204,7 @@ class Training:
             return bool(listening(self._redis, TRAINERS))
         except RedisError as exc:
             self._complaints.warn(
-                f"The Redis of REDIS_URL takes no training runs ({reason(exc)}): they are "
+                f"The Redis of REDIS_URL takes no training runs ({redis_reason(exc)}): they are "
                 "carried out on this machine."
             )
             return False

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from edgesam_core.bundle import Bundle, check_replaceable, staged_folder, write_manifest
@@ -108,10 +109,8 @@ def _is_sound(folder: Path) -> bool:
 def _can_export() -> bool:
     """Whether PyTorch and what else an export needs can be imported."""
     try:
-        import edgesam_core.export.write_bundle  # noqa: F401 - can it be imported?
-        from edgesam_core.nn.timm_import import import_timm
-
-        import_timm()
+        import_module("edgesam_core.export.write_bundle")
+        import_module("edgesam_core.nn.timm_import").import_timm()
     except ImportError as exc:
         logger.info("The official graphs are fetched, since an export is not possible: %s", exc)
         return False

@@ -238,26 +238,25 @@ class TestWorkers:
         assert not finding.is_good
         assert "Start one (make worker)" in finding.sentence
 
-    def test_another_eviction_policy_is_told_with_the_cure(self, redis_server: str) -> None:
+    @pytest.mark.parametrize(
+        ("setting", "wrong", "right", "told"),
+        [
+            ("maxmemory-policy", "allkeys-lru", "noeviction", "allkeys-lru"),
+            ("maxmemory-policy", "allkeys-lru", "noeviction", "Set its maxmemory-policy to noevic"),
+            ("requirepass", "secret", "", "already authenticated"),
+        ],
+    )
+    def test_a_redis_that_does_not_fit_is_told_with_the_cause(
+        self, redis_server: str, setting: str, wrong: str, right: str, told: str
+    ) -> None:
         redis = connect(redis_server, timeout_s=5)
-        redis.config_set("maxmemory-policy", "allkeys-lru")
+        redis.config_set(setting, wrong)
         try:
             finding = self.finding(redis_server)
         finally:
-            redis.config_set("maxmemory-policy", "noeviction")
+            redis.config_set(setting, right)
         assert not finding.is_good
-        assert "allkeys-lru" in finding.sentence
-        assert "Set its maxmemory-policy to noeviction." in finding.sentence
-
-    def test_a_redis_that_refuses_is_told_in_its_own_words(self, redis_server: str) -> None:
-        redis = connect(redis_server, timeout_s=5)
-        redis.config_set("requirepass", "secret")
-        try:
-            finding = self.finding(redis_server)
-        finally:
-            redis.config_set("requirepass", "")
-        assert not finding.is_good
-        assert "already authenticated" in finding.sentence
+        assert told in finding.sentence
 
     def test_a_redis_that_is_not_there_is_told(self) -> None:
         finding = self.finding(f"redis://127.0.0.1:{free_port()}/0")
