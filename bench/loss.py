@@ -6,6 +6,7 @@ are no rows.
 
     python -m bench loss                            a few pictures of both halves of every set
     python -m bench.loss [--ids even] [--limit 5]   all of them
+    python -m bench.loss --corrections 1 --step "padding left out, fp32"
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.encode import runtimes
 from distillation.annotated_images import Half, annotated_images
-from distillation.click_rounds import ask, box_prompt, click_prompt
+from distillation.bootstrap import paired_difference
+from distillation.click_rounds import ask, box_prompt, click_prompt, play_rounds
+from distillation.instances import AnnotatedImage
 from distillation.metrics import mask_iou
-from distillation.prompt_points import centre_click
-from edgesam_core.arrays import ImageRGB, Mask
+from distillation.prompt_points import PROTOCOLS
+from edgesam_core.arrays import Mask
 from edgesam_core.bundle import Bundle, find_bundle
-from edgesam_core.decode import Decoder, Prompt
+from edgesam_core.decode import Decoder
 from edgesam_core.encode import Encoder
 from edgesam_core.export.encoder import export_encoder
 from edgesam_core.nn.checkpoint import load_state_dict, read_checkpoint
@@ -48,33 +51,49 @@ def run() -> list[dict[str, Any]]:
     return measure(("even", "odd"), IMAGES_OF_A_SET)
 
 
-def measure(halves: Sequence[Half], limit: int | None) -> list[dict[str, Any]]:
+class _Answer(NamedTuple):
+    """One object, asked about in one way."""
+
+    image: int
+    iou: float
+    """With the annotator's mask."""
+    iou_with_fp32: float
+
+
+def measure(
+    halves: Sequence[Half], limit: int | None, *, corrections: int = 0, only: str | None = None
+) -> list[dict[str, Any]]:
     """One row per step and kind of prompt.
 
     Args:
         halves: Which image ids.
         limit: At most so many images of every set, in each half.
+        corrections: Clicks after each first prompt, where that step's own mask is wrong.
+        only: The one step to be measured, instead of all.
     """
     if not DATA.is_dir():
         return []
     bundle = Bundle.open(find_bundle("default", Path("models")))
+    answers: dict[tuple[str, str], list[_Answer]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        exact = Segmenter(bundle)
-        steps = {"fp32": exact, **_steps(bundle, Path(folder))}
-        ious: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        images = 0
-        for image, truths, prompts in _questions(halves, limit):
-            images += 1
-            for kind, asked in prompts.items():
-                masks = {name: _masks(step, image, asked) for name, step in steps.items()}
-                for name, found in masks.items():
-                    ious.setdefault((name, kind), []).extend(
-                        (mask_iou(mask, truth), mask_iou(mask, same))
-                        for mask, truth, same in zip(found, truths, masks["fp32"], strict=True)
+        steps = _steps(bundle, Path(folder))
+        if only is not None:
+            steps = {only: steps[only]}
+        steps = {"fp32": Segmenter(bundle), **steps}
+        for number, annotated in enumerate(_images(halves, limit)):
+            masks = {name: _masks(step, annotated, corrections) for name, step in steps.items()}
+            truths = [instance.mask() for instance in annotated.instances]
+            for name, found in masks.items():
+                for kind in found:
+                    answers.setdefault((name, kind), []).extend(
+                        _Answer(number, mask_iou(mask, truth), mask_iou(mask, same))
+                        for mask, truth, same in zip(
+                            found[kind], truths, masks["fp32"][kind], strict=True
+                        )
                     )
     return [
-        _row(name, kind, answers, ious["fp32", kind], images)
-        for (name, kind), answers in ious.items()
+        _row(name, kind, own, answers["fp32", kind])
+        for (name, kind), own in answers.items()
         if name != "fp32"
     ]
 
@@ -101,46 +120,64 @@ def _steps(bundle: Bundle, folder: Path) -> dict[str, Segmenter]:
         export_encoder(model, folder / "any.onnx", input_size=size, leaves_out_padding=True)
         cut = Segmenter(bundle)
         cut._encoder = Encoder(
-            open_session(folder / "any.onnx"), input_size=size, bundle_version=cut.version
+            open_session(folder / "any.onnx"),
+            input_size=size,
+            bundle_version=cut.version,
+            leaves_out_padding=True,
         )
         steps["padding left out, fp32"] = cut
     return steps
 
 
-def _questions(
-    halves: Sequence[Half], limit: int | None
-) -> Iterator[tuple[ImageRGB, list[Mask], dict[str, list[Prompt]]]]:
-    """Images with the true masks of their objects and what is asked about each."""
+def _images(halves: Sequence[Half], limit: int | None) -> Iterator[AnnotatedImage]:
     for half in halves:
-        for annotated in annotated_images(DATA, half=half, limit=limit):
-            truths = [instance.mask() for instance in annotated.instances]
-            yield annotated.read(), truths, {
-                "box": [box_prompt(instance.box_xyxy) for instance in annotated.instances],
-                "click": [click_prompt(centre_click(truth)) for truth in truths],
-            }  # fmt: skip
+        yield from annotated_images(DATA, half=half, limit=limit)
 
 
-def _masks(segmenter: Segmenter, image: ImageRGB, prompts: Sequence[Prompt]) -> list[Mask]:
-    return [turn.mask for turn in ask(segmenter, segmenter.embed(image), prompts)]
+def _masks(
+    segmenter: Segmenter, annotated: AnnotatedImage, corrections: int
+) -> dict[str, list[Mask]]:
+    """Kind of prompt ("box", "click+1") -> the mask of every object of an image, as served."""
+    protocol, embedding = PROTOCOLS["sam"], segmenter.embed(annotated.read())
+    truths = [instance.mask() for instance in annotated.instances]
+    prompts = {
+        "box": [box_prompt(instance.box_xyxy) for instance in annotated.instances],
+        "click": [click_prompt(protocol.first(truth)) for truth in truths],
+    }
+    masks = {}
+    for start, asked in prompts.items():
+        rounds = play_rounds(
+            segmenter,
+            embedding,
+            ask(segmenter, embedding, asked),
+            truths,
+            [0] * len(truths),  # these clicks do not depend on luck
+            corrective_click=protocol.correct,
+            corrections=corrections,
+            feed_logits=segmenter.manifest.refines_with_mask_input,
+        )
+        for number, turns in enumerate(rounds):
+            masks[f"{start}+{number}" if number else start] = [turn.mask for turn in turns]
+    return masks
 
 
-def _row(
-    name: str,
-    kind: str,
-    answers: Sequence[tuple[float, float]],
-    exact: Sequence[tuple[float, float]],
-    images: int,
-) -> dict[str, Any]:
-    points, before = (100 * fmean(iou for iou, _ in scores) for scores in (answers, exact))
+def _row(name: str, kind: str, own: Sequence[_Answer], exact: Sequence[_Answer]) -> dict[str, Any]:
+    lost = paired_difference(
+        [100 * (fp32.iou - answer.iou) for answer, fp32 in zip(own, exact, strict=True)],
+        [answer.image for answer in own],
+    )
+    points, before = (100 * fmean(answer.iou for answer in some) for some in (own, exact))
+    agreements = [answer.iou_with_fp32 for answer in own]
+    same = fmean(1.0 if agreement != agreement else agreement for agreement in agreements)
     is_judged = name == TAKEN_BY_AUTO
-    same = fmean(1.0 if agreement != agreement else agreement for _, agreement in answers)
     return {
         "name": f"loss of {name}, {kind}",
-        **({"ratio": (before - points) / GOAL_POINTS, "goal": 1.0} if is_judged else {}),
+        **({"ratio": lost.mean / GOAL_POINTS, "goal": 1.0} if is_judged else {}),
         "peer": f"{GOAL_POINTS} points lost" if is_judged else "",
-        "note": f"mIoU {before:.2f} -> {points:.2f}; IoU with the masks of fp32 {same:.4f}; "
-        f"{len(answers)} objects on {images} photos",
-        "loss_points": before - points,
+        "note": f"mIoU {before:.2f} -> {points:.2f}, lost {lost.mean:.2f} ({lost.low:.2f} to "
+        f"{lost.high:.2f}); IoU with the masks of fp32 {same:.4f}; "
+        f"{len(own)} objects on {len({answer.image for answer in own})} photos",
+        "loss_points": lost.mean,
         "iou_with_fp32": same,
     }
 
@@ -150,8 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.loss")
     parser.add_argument("--ids", choices=("even", "odd", "all"), default="all")
     parser.add_argument("--limit", type=int, help="at most so many photos of each set")
+    parser.add_argument("--corrections", type=int, default=0, help="clicks after the first prompt")
+    parser.add_argument("--step", help="measure this one alone, called as in the output")
     options = parser.parse_args(arguments)
-    for row in measure([options.ids], options.limit):
+    for row in measure(
+        [options.ids], options.limit, corrections=options.corrections, only=options.step
+    ):
         print(f"{row['name']}: {row['note']}")
     return 0
 

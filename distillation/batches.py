@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,10 +16,19 @@ import numpy as np
 import torch
 
 from distillation.configs import GranularityStageConfig, Phase, PromptStageConfig
-from distillation.data import Crop, LabelledImage, draw_crop, jitter_colour, load_set
+from distillation.data import (
+    Crop,
+    LabelledImage,
+    cut,
+    draw_crop,
+    draw_oblong,
+    jitter_colour,
+    load_set,
+)
 from distillation.prompt_sampling import draw_box, draw_point, innermost_point
 from distillation.step_batches import StepBatches
 from distillation.synth import load_cutouts, paste_scene, procedural_scene
+from edgesam_core.arrays import SizeHW
 from edgesam_core.errors import RunError
 
 MOST_DRAWS = 1000
@@ -44,6 +53,8 @@ class Batch:
     """Whether the first prompts are the boxes, or else the points."""
     rounds: int = 1
     """Decoding rounds."""
+    shown_hw: SizeHW | None = None
+    """Height and width in pixels of what is encoded of an oblong crop; None: the whole square."""
     teacher_embeddings: torch.Tensor | None = None
     """[I, 256, T/16, T/16] where a teacher has seen these very images before."""
 
@@ -80,17 +91,23 @@ class TrainingScenes(StepBatches[Batch]):
         rng = np.random.default_rng((self.config.seed, step, self.rank + 1))
         starts_with_box = bool(form.random() < phase.box_share)
         rounds = int(form.integers(phase.fewest_rounds, phase.rounds + 1))
+        shown_hw = draw_oblong(form, phase.size) if form.random() < phase.oblong else None
         crops = [
-            draw_until_usable(lambda: self._draw(rng, phase), phase.min_area)
+            draw_until_usable(lambda: self._draw(rng, phase, shown_hw), phase.min_area)
             for _ in range(phase.batch)
         ]
         masks = [_repeat_to(rng, crop.masks, phase.prompts) for crop in crops]
         jitter = self.config.box_jitter
         boxes = np.stack([[draw_box(rng, mask, jitter=jitter) for mask in m] for m in masks])
         points = np.stack([[draw_point(rng, mask) for mask in m] for m in masks])
-        return assemble(crops, masks, boxes, points, starts_with_box, rounds)
+        batch = assemble(crops, masks, boxes, points, starts_with_box, rounds)
+        return replace(batch, shown_hw=shown_hw)
 
-    def _draw(self, rng: np.random.Generator, phase: Phase) -> Crop:
+    def _draw(self, rng: np.random.Generator, phase: Phase, shown_hw: SizeHW | None) -> Crop:
+        crop = self._draw_square(rng, phase)
+        return cut(crop, shown_hw, phase.min_area) if shown_hw else crop
+
+    def _draw_square(self, rng: np.random.Generator, phase: Phase) -> Crop:
         kind = rng.random()
         if kind < phase.procedural:
             scene = procedural_scene(rng, phase.size, photos=self.grounds)

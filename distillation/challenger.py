@@ -38,6 +38,7 @@ def export_challenger(base: Path, run: Path, train_set: ProjectSet, steps: int) 
         draws_prompts=manifest.draws_prompts,
         refines_with_mask_input=manifest.refines_with_mask_input,
         trusts_iou_prediction=manifest.trusts_iou_prediction,
+        leaves_out_padding=manifest.leaves_out_padding,
         licence=manifest.licence,
         origin=_origin(manifest.name, manifest.version, run / "snapshot", train_set, steps),
         overwrite=True,

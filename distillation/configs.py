@@ -82,6 +82,8 @@ class Phase:
     """Smallest object asked for, as a share of the crop's area."""
     fewest_rounds: int = 1
     """Fewest decoding rounds of a step; as many as ``rounds`` in the paper."""
+    oblong: float = 0.0
+    """Share of steps whose crops are not square: what a graph without padding will be served."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions by name."""

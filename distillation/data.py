@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from distillation import coco
 from distillation.coco_masks import mask_to_coco_rle
+from edgesam_core.arrays import SizeHW
 
 RESERVED_SETS = frozenset({"dsb2018_nuclei", "seedling_plants"})
 """Never trained on: the unseen domains on which training on a project's own labels is shown."""
@@ -136,6 +137,29 @@ def draw_crop(
     everywhere = np.full(labelled.image.shape[:2], 255, np.uint8)
     valid = warp(everywhere, window, scale, size, shrink, border=0)
     return Crop(image, sharp.astype(np.uint8) * 255, valid)
+
+
+def draw_oblong(rng: np.random.Generator, size: int) -> SizeHW:
+    """Height and width of a photo that fills one side of an input of S pixels, 1:2 at most."""
+    short = int(rng.integers(size // 2, size))
+    return (short, size) if rng.random() < 0.7 else (size, short)
+
+
+def cut(crop: Crop, shown_hw: SizeHW, min_area: float) -> Crop:
+    """The upper left part of a crop; the rest becomes padding.
+
+    Masks are left out of which too little remains, as in `draw_crop`.
+    """
+    outside = np.ones(crop.image.shape[:2], bool)
+    outside[: shown_hw[0], : shown_hw[1]] = False
+    image, masks = crop.image.copy(), crop.masks.copy()
+    image[outside] = PADDING_RGB
+    valid = np.full(outside.shape, 255, np.uint8) if crop.valid is None else crop.valid.copy()
+    valid[outside] = 0
+    masks[:, outside] = 0
+    areas, before = np.count_nonzero(masks, (1, 2)), np.count_nonzero(crop.masks, (1, 2))
+    kept = (areas >= MIN_VISIBLE * before) & (areas >= min_area * outside.size)
+    return Crop(image, masks[kept], valid)
 
 
 def _random_window(rng: np.random.Generator, labelled: LabelledImage) -> tuple[float, float, float]:

@@ -29,11 +29,11 @@ class FeatureCache:
 
     @torch.no_grad()
     def get(self, key: str, image: Callable[[], np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """stage2 [C2, S/16, S/16] and stage3 [C3, S/32, S/32], both fp16.
+        """stage2 [C2, H/16, W/16] and stage3 [C3, H/32, W/32], both fp16.
 
         Args:
             key: Name of the view.
-            image: Makes its pixels, [S, S, 3] uint8, if they are needed.
+            image: Makes its pixels, [H, W, 3] uint8, if they are needed.
         """
         from safetensors.torch import load_file, save
 

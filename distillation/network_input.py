@@ -29,6 +29,12 @@ def at_size(normalised: torch.Tensor, input_size: int) -> torch.Tensor:
     return F.interpolate(normalised, size=(input_size, input_size), mode="bilinear", antialias=True)
 
 
+def zeros_beyond(embedding: torch.Tensor, cells: int) -> torch.Tensor:
+    """What was computed of an oblong input, as part of the square: [I, C, h, w] -> [I, C, s, s]."""
+    height, width = embedding.shape[-2:]
+    return F.pad(embedding, (0, cells - width, 0, cells - height))
+
+
 def valid_cells(input_sizes_hw: Sequence[SizeHW], input_size: int, cells: int) -> torch.Tensor:
     """Which cells of an embedding show the image and not its padding.
 

@@ -17,7 +17,7 @@ import torch
 
 from distillation.batches import Batch, assemble
 from distillation.configs import PromptStageConfig
-from distillation.data import Crop
+from distillation.data import PADDING_RGB, Crop
 from distillation.feature_cache import FeatureCache
 from distillation.project_prompts import (
     MIN_PX,
@@ -27,13 +27,12 @@ from distillation.project_prompts import (
     shown_regions,
 )
 from distillation.project_set import ProjectImage
-from distillation.project_views import look_through, view_of
+from distillation.project_views import WHOLE_VIEWS, look_through, view_of
 from distillation.prompt_sampling import draw_box, draw_point
 from distillation.replay import GATE_SCENES, replay_scene
+from edgesam_core.encode import shown_part_hw
 from edgesam_core.errors import RunError
-
-PADDING_RGB = (124, 116, 104)
-"""The normalisation's mean colour, as in ``draw_crop``."""
+from edgesam_core.preprocess import resized_size_hw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,8 @@ class ProjectStageConfig(PromptStageConfig):
 class ProjectBatch(Batch):
     """A batch whose images the frozen trunk has seen."""
 
-    stage2: torch.Tensor
-    """[I, C2, S/16, S/16] fp16."""
-    stage3: torch.Tensor
-    """[I, C3, S/32, S/32] fp16."""
+    features: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    """Of each image, as ``FeatureCache.get`` gives them; smaller where padding is left out."""
     from_base: torch.Tensor
     """[I, P] bool: prompts outside what was annotated, which the base model answers."""
 
@@ -87,7 +84,12 @@ class ProjectScenes:
     """Draws the batches of a run; each depends on seed, step and rank only."""
 
     def __init__(
-        self, config: ProjectStageConfig, images: Sequence[ProjectImage], features: FeatureCache
+        self,
+        config: ProjectStageConfig,
+        images: Sequence[ProjectImage],
+        features: FeatureCache,
+        *,
+        leaves_out_padding: bool = False,
     ) -> None:
         """Take what is drawn from.
 
@@ -95,6 +97,7 @@ class ProjectScenes:
             config: The recipe, its phase at the base model's size.
             images: Of the training tasks; at least one.
             features: Of the base model's trunk.
+            leaves_out_padding: Whether the base model is given no padding of a whole image.
 
         Raises:
             RunError: There is no image.
@@ -104,7 +107,7 @@ class ProjectScenes:
                 "There is no annotated region to learn from. Label more tasks and train again."
             )
         self.config, self.images, self.features = config, images, features
-        self.size = config.phases[0].size
+        self.size, self.leaves_out_padding = config.phases[0].size, leaves_out_padding
 
     def draw_step(self, step: int, rank: int = 0) -> ProjectBatch:
         """The batch of a step."""
@@ -179,6 +182,13 @@ class ProjectScenes:
         def pixels() -> np.ndarray:
             return look_through(view, image.image, size, border=PADDING_RGB)
 
+        def encoded_pixels() -> np.ndarray:
+            if number in WHOLE_VIEWS and self.leaves_out_padding:
+                original_size_hw = image.image.shape[0], image.image.shape[1]
+                height, width = shown_part_hw(resized_size_hw(original_size_hw, size))
+                return pixels()[:height, :width]
+            return pixels()
+
         key = f"image-{image.image_id}-{number}"
         return Asked(
             Crop(pixels(), np.stack(masks), valid),
@@ -186,7 +196,7 @@ class ProjectScenes:
             np.stack(boxes),
             np.stack(points),
             np.array(from_base),
-            self.features.get(key, pixels),
+            self.features.get(key, encoded_pixels),
         )
 
     def assemble(
@@ -203,8 +213,7 @@ class ProjectScenes:
         )
         return ProjectBatch(
             **vars(plain),
-            stage2=torch.stack([a.features[0] for a in asked]),
-            stage3=torch.stack([a.features[1] for a in asked]),
+            features=tuple(a.features for a in asked),
             from_base=torch.from_numpy(np.stack([a.from_base for a in asked])),
         )
 

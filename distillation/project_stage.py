@@ -77,7 +77,10 @@ class ProjectStage(PromptStage):
             BundleError: The base has no weights or is damaged.
         """
         Stage.__init__(self)
-        network = read_model(base)
+        network, leaves_out_padding = (
+            read_model(base),
+            Bundle.open(base).manifest.leaves_out_padding,
+        )
         if not isinstance(network, EdgeSam):
             raise RunError("Only an EdgeSAM can learn from a project. Choose another base model.")
         size = network.input_size or 1024
@@ -93,7 +96,9 @@ class ProjectStage(PromptStage):
         images = read_images(
             self.train_set, max_side=config.max_side, most=config.most_images, seed=config.seed
         )
-        self.project_scenes = ProjectScenes(self.config, images, cache)
+        self.project_scenes = ProjectScenes(
+            self.config, images, cache, leaves_out_padding=leaves_out_padding
+        )
         self.held_back = self._held_back(
             load_project_set(snapshot / "held_out.json", snapshot / "images"), cache
         )
@@ -113,7 +118,9 @@ class ProjectStage(PromptStage):
         if not images:
             return []
         config = dataclasses.replace(self.config, outside_share=0.0, stored_share=0.0, box_jitter=0)
-        scenes = ProjectScenes(config, images, cache)
+        scenes = ProjectScenes(
+            config, images, cache, leaves_out_padding=self.project_scenes.leaves_out_padding
+        )
         rng = np.random.default_rng(0)
         asked = [a for image in images if (a := scenes.ask_view(rng, image, 0)) is not None]
         return [scenes.assemble(asked[i : i + 4]) for i in range(0, len(asked), 4)]

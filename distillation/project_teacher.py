@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from distillation.batches import Batch
+from distillation.network_input import zeros_beyond
 from distillation.project_batches import ProjectBatch
 from distillation.teachers import NetworkTeacher, Prompts, TeacherAnswer
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -64,7 +65,10 @@ class _ProjectOnBatch:
 
 
 def embed_features(student: EdgeSam, batch: ProjectBatch) -> torch.Tensor:
-    """What follows the trunk: [I, 256, S/16, S/16]."""
-    device = next(student.parameters()).device
-    stage2, stage3 = (x.to(device).float() for x in (batch.stage2, batch.stage3))
-    return student.image_encoder.embed(stage2, stage3)
+    """What follows the trunk: [I, 256, S/16, S/16], zero where the trunk computed nothing."""
+    device, cells = next(student.parameters()).device, batch.images.shape[-1] // 16
+    embeddings = []
+    for features in batch.features:  # of oblong images each has its own size
+        stage2, stage3 = (x[None].to(device).float() for x in features)
+        embeddings.append(zeros_beyond(student.image_encoder.embed(stage2, stage3), cells))
+    return torch.cat(embeddings)

@@ -17,6 +17,9 @@ from distillation.data import warp, window_matrix
 from distillation.project_set import ProjectImage
 from edgesam_core.decode import Prompt
 
+WHOLE_VIEWS = (0, 1)
+"""Numbers of the views that show the whole image."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -35,7 +38,7 @@ def view_of(image: ProjectImage, number: int, size: int, seed: int) -> View:
     """
     height, width = image.image.shape[:2]
     long_side = float(max(height, width))
-    if number < 2:
+    if number in WHOLE_VIEWS:
         scale = size / long_side
         return View(_fitted(0.0, 0.0, scale, width, flip=number == 1), scale)
     rng = np.random.default_rng((seed, image.image_id, number))

@@ -41,14 +41,16 @@ from distillation.losses import (
     network_teacher_loss,
     thresholded_iou,
 )
-from distillation.network_input import normalise
+from distillation.network_input import normalise, zeros_beyond
 from distillation.prompt_sampling import corrective_click
 from distillation.recipe_files import load_recipe
 from distillation.sheets import Sample, draw_sheet
 from distillation.step_batches import draw_in_workers
 from distillation.student import build_student
 from distillation.teachers import Prompts, Teacher, TeacherAnswer, load_teacher
+from edgesam_core.arrays import SizeHW
 from edgesam_core.decode import Prompt
+from edgesam_core.encode import shown_part_hw
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import official_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
@@ -115,7 +117,10 @@ class PromptStage(Stage):
 
     def embed(self, student: EdgeSam, batch: Batch) -> torch.Tensor:
         """Images, or what is known of them already, to embeddings [I, 256, S/16, S/16]."""
-        return student.encode(normalise(batch.images.to(next(student.parameters()).device)))
+        images = normalise(batch.images.to(next(student.parameters()).device))
+        if batch.shown_hw is None:
+            return student.encode(images)
+        return encode_shown(student, images, batch.shown_hw)
 
     def round_loss(
         self,
@@ -196,6 +201,22 @@ class PromptStage(Stage):
         plain = copy.deepcopy(cast("EdgeSam", averaged))
         merge_adapters(plain)
         return official_state_dict(plain)
+
+
+def encode_shown(student: EdgeSam, images: torch.Tensor, shown_hw: SizeHW) -> torch.Tensor:
+    """Encode as a graph that leaves out the padding does (edgesam_core/encode.py).
+
+    Args:
+        student: Any EdgeSAM.
+        images: [I, 3, S, S] float32, normalised.
+        shown_hw: The part of them that shows image.
+
+    Returns:
+        [I, 256, S/16, S/16], zero where nothing was computed.
+    """
+    height, width = shown_part_hw(shown_hw)
+    shown = images[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+    return zeros_beyond(student.encode(shown), images.shape[-1] // 16)
 
 
 def first_prompts(batch: Batch) -> Prompts:

@@ -3,11 +3,12 @@
     python -m distillation.release WEIGHTS DATA_DIR models/default --input-size 384
 
 ``WEIGHTS`` is a run's ``student.safetensors``. What can be chosen (whether earlier logits are fed
-back, whether masks of a click are ranked by the predicted IoU) is chosen on the even image ids of
-``DATA_DIR/research_only``; what is reported in card and manifest is measured on the odd ones, with
-the bundle as it is served. The manifest's scores and the card's table of them come from here, the
-rest of the card is ``recipes/default_card.md``: what that says of other runs and of baselines is
-kept true by hand. ``--baseline-cache`` remembers GrabCut, which takes seconds an object.
+back, whether masks of a click are ranked by the predicted IoU, whether padding is left out) is
+chosen on the even image ids of ``DATA_DIR/research_only``; what is reported in card and manifest is
+measured on the odd ones, with the bundle as it is served. The manifest's scores and the card's
+table of them come from here, the rest of the card is ``recipes/default_card.md``: what that says of
+other runs and of baselines is kept true by hand. ``--baseline-cache`` remembers GrabCut, which
+takes seconds an object.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Choices:
 
     refines_with_mask_input: bool = False
     trusts_iou_prediction: bool = False
+    leaves_out_padding: bool = False
+
+
+MOST_LOST_POINTS = 0.5
+"""So much mIoU the faster encode without padding may cost, after any kind of prompt."""
 
 
 def release(
@@ -67,36 +73,53 @@ def release(
         draft = Path(scratch) / "default"
         _write(weights, draft, input_size, Choices())
         asked = ["--mask-input", "--rules", "--starts", "box", "click"]
-        choices = choose(_measure(draft, data, "even", limit, asked))
+        padded = _measure(draft, data, "even", limit, asked)
+        _write(weights, draft, input_size, Choices(leaves_out_padding=True))
+        choices = choose(padded, _measure(draft, data, "even", limit, asked))
         _write(weights, draft, input_size, choices)
         asked = ["--mask-input"]
         if baseline_cache is not None:
             asked += ["--baselines", "--baseline-cache", str(baseline_cache)]
         measured = _measure(draft, data, "odd", limit, asked)
-    method = measured["settings"]["method"]
     card = CARD.read_text(encoding="utf-8").replace("{input_size}", str(input_size))
-    card = card.replace("{scores}", evaluate.tables(measured).replace(method, "this model").strip())
-    served = method + WITH_LOGITS if choices.refines_with_mask_input else method
+    card = card.replace("{scores}", _tables(measured))
     scores = {
-        "miou_percent": measured["miou_percent"]["all"][served],
+        "miou_percent": _served(measured, choices.refines_with_mask_input),
         "objects": measured["counts"]["all"],
         "ids": "odd",
     }
     _write(weights, out_dir, input_size, choices, scores=scores, model_card=card)
 
 
-def choose(measured: dict[str, Any]) -> Choices:
+def choose(padded: dict[str, Any], unpadded: dict[str, Any]) -> Choices:
     """What the even ids say.
 
     Args:
-        measured: ``scores.json`` with mask input and candidate rules.
+        padded: ``scores.json`` with mask input and candidate rules.
+        unpadded: The same with the padding left out.
     """
-    by_rule = measured["miou_percent_by_candidate_rule"]
+    by_rule = padded["miou_percent_by_candidate_rule"]
     (column,) = (name for name in by_rule[BY_STABILITY] if name.startswith("click"))
+    refines = padded["refines_with_mask_input"]
+    before, after = _served(padded, refines), _served(unpadded, refines)
     return Choices(
-        refines_with_mask_input=measured["refines_with_mask_input"],
+        refines_with_mask_input=refines,
         trusts_iou_prediction=by_rule[BY_PREDICTION][column] > by_rule[BY_STABILITY][column],
+        leaves_out_padding=all(before[c] - after[c] <= MOST_LOST_POINTS for c in before),
     )
+
+
+def _served(measured: dict[str, Any], refines_with_mask_input: bool) -> dict[str, float]:
+    """Column -> mIoU in percent over all sets, asked as the service asks."""
+    method = measured["settings"]["method"] + WITH_LOGITS * refines_with_mask_input
+    scores: dict[str, float] = measured["miou_percent"]["all"][method]
+    return scores
+
+
+def _tables(measured: dict[str, Any]) -> str:
+    """For the card, whose version is not known before it is written."""
+    method = measured["settings"]["method"]
+    return evaluate.tables(measured).replace(method, "this model").strip()
 
 
 def _write(
@@ -110,6 +133,7 @@ def _write(
         draws_prompts=True,
         refines_with_mask_input=choices.refines_with_mask_input,
         trusts_iou_prediction=choices.trusts_iou_prediction,
+        leaves_out_padding=choices.leaves_out_padding,
         licence="Apache-2.0",
         origin=ORIGIN,
         overwrite=True,

@@ -209,6 +209,7 @@ def write_manifest(
     architecture: str = "edge_sam",
     draws_prompts: bool = False,
     trusts_iou_prediction: bool = False,
+    leaves_out_padding: bool = False,
     scores: Mapping[str, Any] | None = None,
     created_utc: str | None = None,
 ) -> Manifest:
@@ -227,6 +228,7 @@ def write_manifest(
         architecture: A name of nn/family.py.
         draws_prompts: Whether the decoder draws prompts as a map, too.
         trusts_iou_prediction: Whether a mask may be chosen by the decoder's own estimate.
+        leaves_out_padding: Whether the encoder is given no padding.
         scores: Measured quality.
         created_utc: ISO 8601; None means now.
 
@@ -248,6 +250,7 @@ def write_manifest(
         input_size=input_size,
         draws_prompts=draws_prompts,
         trusts_iou_prediction=trusts_iou_prediction,
+        leaves_out_padding=leaves_out_padding,
         upsample=upsample,
         refines_with_mask_input=refines_with_mask_input,
         licence=licence,

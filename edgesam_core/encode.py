@@ -49,28 +49,38 @@ class Embedding:
 class Encoder:
     """An open encoder graph; safe to share between threads."""
 
-    def __init__(self, session: Session, *, input_size: int, bundle_version: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        input_size: int,
+        bundle_version: str,
+        leaves_out_padding: bool = False,
+    ) -> None:
         """Take an open graph (session.py).
 
         Args:
             session: ``image`` [1, 3, S, S] -> ``image_embeddings`` [1, 256, S/16, S/16]; in a
-                bundle with a granularity prior also the features that it looks at. A graph that
-                takes any height and width gets no padding (`encode`).
+                bundle with a granularity prior also the features that it looks at.
             input_size: S.
             bundle_version: Goes into every embedding.
+            leaves_out_padding: Whether the graph takes any height and width, and gets no padding
+                (`encode`).
 
         Raises:
             BundleError: The graph's input has another name or size.
         """
-        inputs = {name: list(shape) for name, shape in session.inputs.items()}
-        sides = inputs.get("image", [])[2:]
-        self._leaves_out_padding = bool(sides) and not any(isinstance(n, int) for n in sides)
-        wanted = sides if self._leaves_out_padding else [input_size, input_size]
-        if inputs != {"image": [1, 3, *wanted]}:
+        inputs = {
+            name: [side if isinstance(side, int) else "any" for side in shape]
+            for name, shape in session.inputs.items()
+        }
+        side = "any" if leaves_out_padding else input_size
+        if inputs != {"image": [1, 3, side, side]}:
             raise BundleError(
-                f"The encoder takes {inputs}, expected one image of {input_size} x {input_size} "
-                "pixels. Export or fetch the bundle again."
+                f"The encoder takes {inputs}, expected one image of {side} x {side} pixels. "
+                "Export or fetch the bundle again."
             )
+        self._leaves_out_padding = leaves_out_padding
         self._session = session
         self._input_size = input_size
         self._bundle_version = bundle_version
@@ -78,7 +88,7 @@ class Encoder:
     def encode(self, image: ImageRGB, proposal_network: ProposalNetwork | None = None) -> Embedding:
         """The embedding of an image.
 
-        Where the graph takes any size, only the part that shows image is computed, rounded up to
+        Where padding is left out, only the part that shows image is computed, rounded up to
         whole cells of the coarsest map (32 pixels), and the rest of the embedding is zero. Whether
         masks bear that depends on the training (docs/decisions/006).
 
@@ -92,7 +102,7 @@ class Encoder:
         """
         x, input_size_hw = preprocess(image, self._input_size)
         if self._leaves_out_padding:
-            height, width = (-(-n // _COARSEST_STRIDE) * _COARSEST_STRIDE for n in input_size_hw)
+            height, width = shown_part_hw(input_size_hw)
             x = np.ascontiguousarray(x[:, :, :height, :width])
         names = ["image_embeddings", *(FEATURES if proposal_network else ())]
         image_embedding, *features = run_graph(self._session, {"image": x}, names)
@@ -115,3 +125,16 @@ class Encoder:
             bundle_version=self._bundle_version,
             proposals=proposal_network.propose(features) if proposal_network else None,
         )
+
+
+def shown_part_hw(input_size_hw: SizeHW) -> SizeHW:
+    """How much of an input is computed where padding is left out.
+
+    Args:
+        input_size_hw: Height and width in pixels of the image inside the input.
+
+    Returns:
+        The same, rounded up to whole cells of the coarsest map (32 pixels).
+    """
+    height, width = (-(-n // _COARSEST_STRIDE) * _COARSEST_STRIDE for n in input_size_hw)
+    return height, width

@@ -69,6 +69,8 @@ class Manifest:
     # itself, whoever trains its weights on must know
     trusts_iou_prediction: bool = False
     # whether a mask may be chosen by the decoder's own estimate (candidates.py)
+    leaves_out_padding: bool = False
+    # whether its encoder takes any height and width, and is given the image alone (encode.py)
     scores: Mapping[str, Any] = field(default_factory=dict)
     # measured quality, in the words of whoever measured
     format: int = FORMAT
@@ -118,6 +120,7 @@ class Manifest:
             created_utc=_take(raw, "created_utc", str),
             draws_prompts=_take(raw, "draws_prompts", bool, default=False),
             trusts_iou_prediction=_take(raw, "trusts_iou_prediction", bool, default=False),
+            leaves_out_padding=_take(raw, "leaves_out_padding", bool, default=False),
             scores=_take(raw, "scores", dict),
             files={name: _file_record(name, v) for name, v in _take(raw, "files", dict).items()},
         )

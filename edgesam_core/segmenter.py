@@ -79,6 +79,7 @@ class Segmenter:
             open_session(bundle.encoder_path, threads, runtime=runtime),
             input_size=bundle.manifest.input_size,
             bundle_version=bundle.manifest.version,
+            leaves_out_padding=bundle.manifest.leaves_out_padding,
         )
         bf16_decodes = bundle.manifest.input_size >= BF16_DECODES_FROM_PX
         decoder_runtime: Runtime = (

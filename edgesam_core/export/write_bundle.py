@@ -136,6 +136,7 @@ def write_bundle(
                 else trusts_iou_prediction
             ),
             refines_with_mask_input=refines_with_mask_input,
+            leaves_out_padding=leaves_out_padding,
             licence=licence,
             origin=origin,
             scores=scores,

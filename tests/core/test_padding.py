@@ -24,7 +24,9 @@ SIZE = 128
 def encoder(model: EdgeSam, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     path = tmp_path_factory.mktemp("padding") / "encoder.onnx"
     export_encoder(model, path, input_size=SIZE, leaves_out_padding=True)
-    return Encoder(open_session(path, 1), input_size=SIZE, bundle_version="x")
+    return Encoder(
+        open_session(path, 1), input_size=SIZE, bundle_version="x", leaves_out_padding=True
+    )
 
 
 @pytest.mark.parametrize(

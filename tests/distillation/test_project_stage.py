@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,18 +15,21 @@ from distillation import project_batches, project_stage
 from distillation.challenger import export_challenger
 from distillation.configs import Phase
 from distillation.engine import fit
+from distillation.feature_cache import FeatureCache
 from distillation.network_input import normalise
-from distillation.project_batches import ProjectStageConfig
+from distillation.project_batches import ProjectScenes, ProjectStageConfig
 from distillation.project_set import load_project_set
 from distillation.project_stage import ProjectStage, plan_steps
-from distillation.prompt_stage import first_prompts
+from distillation.prompt_stage import encode_shown, first_prompts
 from distillation.recipe_files import load_recipe
 from distillation.replay import GATE_SCENES, replay_scene
 from distillation.run_folder import load_checkpoint
 from edgesam_core.bundle import Bundle, write_manifest
+from edgesam_core.encode import shown_part_hw
 from edgesam_core.errors import RunError
 from edgesam_core.nn.checkpoint import official_state_dict
 from edgesam_core.nn.edge_sam import EdgeSam
+from edgesam_core.preprocess import resized_size_hw
 from tests import parts
 from tests.distillation.snapshots import empty, write_snapshot
 
@@ -48,6 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         upsample="bicubic",
         refines_with_mask_input=True,
         draws_prompts=True,
+        leaves_out_padding=True,
         licence="CC0-1.0",
         origin="random",
     )
@@ -87,9 +92,8 @@ def test_a_batch_depends_on_its_step_alone_and_not_on_what_is_cached(
         fresh = first.draw_step(step)
     again = ProjectStage(config, base, snapshot, tmp_path / "b").project_scenes.draw_step(2)
     cached = first.draw_step(2)
-    for name, value in vars(fresh).items():
-        for other in (getattr(again, name), getattr(cached, name)):
-            assert torch.equal(value, other) if torch.is_tensor(value) else value == other
+    for other in (again, cached):
+        torch.testing.assert_close(vars(other), vars(fresh), rtol=0, atol=0)
 
 
 def test_the_scenes_of_the_gate_are_never_trained_on(
@@ -113,11 +117,39 @@ def test_what_the_trunk_answered_is_what_it_would_answer(stage: ProjectStage) ->
     assert (now - kept).abs().max() < 0.01 * now.abs().max()
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_padding_that_is_not_served_is_not_trained_on(
+    stage: ProjectStage, tmp_path: Path, number: int
+) -> None:
+    """Of a whole image, that is; what a window shows beyond the image is."""
+    size, config = 2 * SIZE, stage.project_scenes.config
+    larger = dataclasses.replace(config.phases[0], size=size)
+    scenes = ProjectScenes(
+        dataclasses.replace(config, phases=(larger,)),
+        stage.project_scenes.images,
+        FeatureCache(stage.student.image_encoder.backbone, tmp_path / "unpadded"),
+        leaves_out_padding=True,
+    )
+    asked = scenes.ask_view(np.random.default_rng(0), scenes.images[0], number)
+    assert asked is not None
+    batch = scenes.assemble([asked])
+    images = normalise(batch.images)
+    with torch.no_grad():
+        kept = stage.embed(stage.student.eval(), batch)
+        expected = stage.student.encode(images)
+        if number < 2:
+            shown_hw = resized_size_hw(scenes.images[0].image.shape[:2], size)
+            assert shown_part_hw(shown_hw) == (96, 128)
+            expected = encode_shown(stage.student, images, shown_hw)
+    assert (expected - kept).abs().max() < 0.01 * expected.abs().max()
+
+
 def test_a_torn_file_of_features_is_made_again(stage: ProjectStage, tmp_path: Path) -> None:
     batch = stage.project_scenes.draw_step(1)
     for file in (tmp_path / "features").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(stage.project_scenes.draw_step(1).stage3, batch.stage3)
+    for one, two in zip(stage.project_scenes.draw_step(1).features, batch.features, strict=True):
+        assert all(map(torch.equal, one, two))
 
 
 def test_the_base_answers_outside_the_regions_and_the_annotators_inside(
@@ -263,7 +295,14 @@ def test_the_challenger_is_run_as_its_base_and_says_where_it_comes_from(
     project_stage.train(tmp_path / "recipe.yaml", run, base, steps=2)
     challenger = Bundle.open(run / "challenger").manifest
     served = Bundle.open(base).manifest
-    for name in ("input_size", "draws_prompts", "refines_with_mask_input", "licence", "upsample"):
+    for name in (
+        "input_size",
+        "draws_prompts",
+        "refines_with_mask_input",
+        "licence",
+        "upsample",
+        "leaves_out_padding",
+    ):
         assert getattr(challenger, name) == getattr(served, name)
     assert challenger.version != served.version
     assert "in 2 steps on 12 regions of 6 tasks of project 3" in challenger.origin

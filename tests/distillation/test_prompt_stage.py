@@ -26,15 +26,18 @@ from distillation.data import RESERVED_SETS
 from distillation.engine import fit
 from distillation.network_input import normalise
 from distillation.optimisation import build_optimizer
-from distillation.prompt_stage import PromptStage, compared_masks, first_prompts
+from distillation.prompt_stage import PromptStage, compared_masks, encode_shown, first_prompts
 from distillation.recipe_files import load_recipe, save_recipe
 from distillation.run_folder import load_checkpoint
 from distillation.step_batches import draw_in_workers
 from distillation.teachers import TeacherAnswer
+from edgesam_core.encode import Encoder
 from edgesam_core.errors import RunError
+from edgesam_core.export.encoder import export_encoder
 from edgesam_core.nn.checkpoint import load_state_dict, official_state_dict, read_checkpoint
 from edgesam_core.nn.edge_sam import EdgeSam
 from edgesam_core.preprocess import preprocess
+from edgesam_core.session import open_session
 from tests import parts
 
 RECIPES = [
@@ -194,6 +197,41 @@ def test_what_is_wrong_with_a_step_in_a_worker_is_told_without_its_traceback(
     with pytest.raises(RunError) as told:
         list(draw_in_workers(scenes))
     assert re.fullmatch(r"The cut-out .*\.webp could not be read\.", told.value.sentence)
+
+
+def test_what_an_oblong_step_encodes_is_what_a_graph_without_padding_does(
+    config: PromptStageConfig, data_folder: Path, tmp_path: Path
+) -> None:
+    student = EdgeSam().eval()
+    path = tmp_path / "encoder.onnx"
+    export_encoder(student, path, input_size=128, leaves_out_padding=True)
+    encoder = Encoder(
+        open_session(path, 1), input_size=128, bundle_version="x", leaves_out_padding=True
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    x, shown_hw = preprocess(picture, 128)
+    with torch.no_grad():
+        trained = encode_shown(student, torch.from_numpy(x), shown_hw).numpy()
+    served = encoder.encode(picture).image_embedding
+    np.testing.assert_allclose(trained, served, atol=1e-4 * np.abs(served).max())
+
+
+def test_oblong_steps_ask_only_about_what_they_show(
+    config: PromptStageConfig, data_folder: Path
+) -> None:
+    stage = PromptStage(with_phase(config, steps=8, oblong=0.5), data_folder)
+    drawn = [stage.scenes.draw_step(step) for step in range(8)]
+    oblong = [batch for batch in drawn if batch.shown_hw is not None]
+    assert 0 < len(oblong) < 8
+    for batch in oblong:
+        assert batch.shown_hw is not None
+        height, width = batch.shown_hw
+        assert not batch.valid[:, -(-height // 4) :].any()
+        assert not batch.valid[:, :, -(-width // 4) :].any()
+        assert (batch.targets.flatten(2).amax(dim=2) > 127).all()
+        assert (batch.points.amax(dim=(0, 1)) < torch.tensor([width, height])).all()
+        loss, _ = stage(batch)
+        assert loss.isfinite()
 
 
 def test_padding_is_told_from_image(config: PromptStageConfig, data_folder: Path) -> None:

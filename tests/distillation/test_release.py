@@ -2,31 +2,50 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from distillation.candidate_rules import BY_PREDICTION, BY_STABILITY
+from distillation.measuring import WITH_LOGITS
 from distillation.release import Choices, choose, release
 from edgesam_core.bundle import Bundle
 from edgesam_core.nn.checkpoint import official_state_dict
 from tests.core.networks import random_network
 
 
-@pytest.mark.parametrize(
-    ("stability", "prediction", "trusts"), [(39.3, 42.6, True), (39.3, 39.3, False)]
-)
-def test_the_predicted_iou_is_trusted_only_where_it_chose_better_masks(
-    stability: float, prediction: float, trusts: bool
-) -> None:
-    measured = {
-        "refines_with_mask_input": False,
+def measured(*, stability: float = 39.3, prediction: float = 39.3, box: float = 70.0) -> Any:
+    """What `choose` reads of a ``scores.json``; earlier logits are fed back."""
+    return {
+        "settings": {"method": "m"},
+        "refines_with_mask_input": True,
+        "miou_percent": {"all": {"m": {"box": 0}, "m" + WITH_LOGITS: {"box": box, "click": 40.0}}},
         "miou_percent_by_candidate_rule": {
             BY_STABILITY: {"click by rule": stability},
             BY_PREDICTION: {"click by rule": prediction},
         },
     }
-    assert choose(measured) == Choices(False, trusts)
+
+
+@pytest.mark.parametrize(("prediction", "trusts"), [(42.6, True), (39.3, False)])
+def test_the_predicted_iou_is_trusted_only_where_it_chose_better_masks(
+    prediction: float, trusts: bool
+) -> None:
+    chosen = choose(measured(prediction=prediction), measured())
+    assert chosen.trusts_iou_prediction is trusts
+
+
+@pytest.mark.parametrize(
+    ("box", "left_out"),
+    [
+        pytest.param(72.0, True, id="better"),
+        pytest.param(69.6, True, id="0.4 points lost"),
+        pytest.param(69.4, False, id="0.6 points lost"),
+    ],
+)
+def test_padding_is_left_out_where_no_kind_of_prompt_loses_much(box: float, left_out: bool) -> None:
+    assert choose(measured(), measured(box=box)) == Choices(True, False, left_out)
 
 
 @pytest.mark.slow
