@@ -6,7 +6,7 @@ are no rows.
 
     python -m bench loss                            a few pictures of both halves of every set
     python -m bench.loss [--ids even] [--limit 5]   all of them
-    python -m bench.loss --corrections 1 --step "padding left out, fp32"
+    python -m bench.loss --corrections 1 --step "padding kept"
 """
 
 from __future__ import annotations
@@ -117,15 +117,16 @@ def _steps(bundle: Bundle, folder: Path) -> dict[str, Segmenter]:
     if bundle.weights_path is not None:
         model, size = EdgeSam().eval(), bundle.manifest.input_size
         load_state_dict(model, read_checkpoint(bundle.weights_path))
-        export_encoder(model, folder / "any.onnx", input_size=size, leaves_out_padding=True)
-        cut = Segmenter(bundle)
-        cut._encoder = Encoder(
-            open_session(folder / "any.onnx"),
+        leaves_out = not bundle.manifest.leaves_out_padding
+        export_encoder(model, folder / "e.onnx", input_size=size, leaves_out_padding=leaves_out)
+        other = Segmenter(bundle)
+        other._encoder = Encoder(
+            open_session(folder / "e.onnx"),
             input_size=size,
-            bundle_version=cut.version,
-            leaves_out_padding=True,
+            bundle_version=other.version,
+            leaves_out_padding=leaves_out,
         )
-        steps["padding left out, fp32"] = cut
+        steps["padding left out" if leaves_out else "padding kept"] = other
     return steps
 
 

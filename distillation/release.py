@@ -33,7 +33,7 @@ CARD = Path(__file__).parent / "recipes" / "default_card.md"
 
 ORIGIN = (
     "Trained from random weights by this project's distillation/recipes/default_1.yaml to "
-    "default_5.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
+    "default_6.yaml on openly licensed photos and composed scenes; see MODEL_CARD.md."
 )
 
 
