@@ -1,7 +1,8 @@
 """What ``make soak`` clicks on: pictures that this file draws, and the masks that are right there.
 
-No two pictures have the same size, nor anything in the same place, so that the mask of another
-picture is noticed. What is right was answered by a server of its own, to one click after another.
+No two pictures have the same size or form, nor anything in the same place, so that the mask of
+another picture is noticed, and an encoder without padding has another size to compute every time.
+What is right was answered by a server of its own, to one click after another.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Drawn:
 def draw(number: int) -> Picture:
     """A picture of coloured shapes, unlike all others in size, places and colours."""
     rng = random.Random(number)
-    size_wh = width, height = 640 + 40 * number, 480 + 24 * number
+    long_side, short_side = 640 + 40 * number, 480 - 24 * number  # 4:3 to 3:1
+    upright = number % 2 == 1
+    size_wh = width, height = (short_side, long_side) if upright else (long_side, short_side)
     corners = rng.sample([(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)], OBJECTS)
     objects = tuple((x + rng.uniform(-0.1, 0.1), y + rng.uniform(-0.1, 0.1)) for x, y in corners)
     image = Image.new("RGB", size_wh, tuple(rng.randrange(40, 90) for _ in range(3)))
