@@ -70,6 +70,9 @@ def measure(
         limit: At most so many images of every set, in each half.
         corrections: Clicks after each first prompt, where that step's own mask is wrong.
         only: The one step to be measured, instead of all.
+
+    Raises:
+        ValueError: There is no such step.
     """
     if not DATA.is_dir():
         return []
@@ -78,6 +81,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps(bundle, Path(folder))
         if only is not None:
+            if only not in steps:
+                raise ValueError(f"step: expected one of {', '.join(steps)}; got {only}")
             steps = {only: steps[only]}
         steps = {"fp32": Segmenter(bundle), **steps}
         for number, annotated in enumerate(_images(halves, limit)):
@@ -191,9 +196,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corrections", type=int, default=0, help="clicks after the first prompt")
     parser.add_argument("--step", help="measure this one alone, called as in the output")
     options = parser.parse_args(arguments)
-    for row in measure(
-        [options.ids], options.limit, corrections=options.corrections, only=options.step
-    ):
+    try:
+        rows = measure(
+            [options.ids], options.limit, corrections=options.corrections, only=options.step
+        )
+    except ValueError as exc:
+        parser.error(str(exc))
+    for row in rows:
         print(f"{row['name']}: {row['note']}")
     return 0
 
