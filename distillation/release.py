@@ -92,20 +92,21 @@ def release(
 
 
 def choose(padded: dict[str, Any], unpadded: dict[str, Any]) -> Choices:
-    """What the even ids say.
+    """What the even ids say: of padding first, of all else as it will be served.
 
     Args:
         padded: ``scores.json`` with mask input and candidate rules.
         unpadded: The same with the padding left out.
     """
-    by_rule = padded["miou_percent_by_candidate_rule"]
+    before, after = (_served(m, m["refines_with_mask_input"]) for m in (padded, unpadded))
+    leaves_out_padding = all(before[c] - after[c] <= MOST_LOST_POINTS for c in before)
+    measured = unpadded if leaves_out_padding else padded
+    by_rule = measured["miou_percent_by_candidate_rule"]
     (column,) = (name for name in by_rule[BY_STABILITY] if name.startswith("click"))
-    refines = padded["refines_with_mask_input"]
-    before, after = _served(padded, refines), _served(unpadded, refines)
     return Choices(
-        refines_with_mask_input=refines,
+        refines_with_mask_input=measured["refines_with_mask_input"],
         trusts_iou_prediction=by_rule[BY_PREDICTION][column] > by_rule[BY_STABILITY][column],
-        leaves_out_padding=all(before[c] - after[c] <= MOST_LOST_POINTS for c in before),
+        leaves_out_padding=leaves_out_padding,
     )
 
 

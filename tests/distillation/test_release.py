@@ -32,8 +32,13 @@ def measured(*, stability: float = 39.3, prediction: float = 39.3, box: float = 
 def test_the_predicted_iou_is_trusted_only_where_it_chose_better_masks(
     prediction: float, trusts: bool
 ) -> None:
-    chosen = choose(measured(prediction=prediction), measured())
-    assert chosen.trusts_iou_prediction is trusts
+    chosen = choose(measured(), measured(prediction=prediction))
+    assert chosen == Choices(True, trusts, True)
+
+
+def test_the_other_choices_are_those_of_what_will_be_served() -> None:
+    better_padded = choose(measured(prediction=42.6), measured(box=60.0))
+    assert better_padded == Choices(True, True, False)
 
 
 @pytest.mark.parametrize(
